@@ -1,0 +1,1 @@
+//! Latent shards, aspect buckets, the demo data set.

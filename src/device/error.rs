@@ -1,0 +1,24 @@
+//! What can go wrong on a device.
+
+/// A device failed, or cannot do what was asked of it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum DeviceError {
+    /// The device's memory is exhausted.
+    #[error(
+        "{device} is out of memory: {requested} bytes were asked for; lower the batch size or the resolution, or turn on activation checkpointing"
+    )]
+    OutOfMemory {
+        /// Name of the device.
+        device: String,
+        /// Size of the allocation that failed.
+        requested: u64,
+    },
+    /// The device cannot be used at all.
+    #[error("device `{device}` is not available: {cause}")]
+    Unavailable {
+        /// Name of the device.
+        device: String,
+        /// Why, and what to do.
+        cause: String,
+    },
+}

@@ -1,0 +1,1 @@
+//! Image quality: classifier features, Fréchet distance, accuracy, diversity.

@@ -1,0 +1,5 @@
+//! Rectified flow: `x_t = (1 - t) x0 + t ε`, velocity `v = ε - x0`; times, samplers, guidance.
+
+mod timesteps;
+
+pub use timesteps::{MAX_DISCRETE, TimestepDistribution};

@@ -1,0 +1,1 @@
+//! Checkpoints: safetensors, SD3 name maps, diffusers export.

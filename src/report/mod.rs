@@ -1,0 +1,1 @@
+//! Pictures for people: image grids, training curves, tables.

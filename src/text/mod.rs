@@ -1,0 +1,1 @@
+//! Prompts to context and pooled embeddings.
