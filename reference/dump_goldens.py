@@ -9,9 +9,11 @@ from pathlib import Path
 
 import torch
 
+import golden_ladd
+import golden_models
 import golden_ops
 
-GROUPS = [golden_ops]
+GROUPS = [golden_ops, golden_models, golden_ladd]
 
 
 def main():
