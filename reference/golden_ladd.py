@@ -13,8 +13,8 @@ from heads import Heads
 from mmdit import MMDiT, Config
 
 CONFIG = Config(depth=2, heads=1, head_dim=64, qk_norm=True, **TINY)
-WIDTH, TEXT, LATENT = 32, 5, (4, 8)
-SEEDS = dict(student_seed=201, teacher_seed=202, heads_seed=203, noise_seed=2030)
+WIDTH, TEXT, LATENT = 64, 5, (4, 8)
+SEEDS = dict(student_seed=201, teacher_seed=202, heads_seed=203, noise_seed=2034)
 STUDENT_T = {
     "kind": "discrete", "values": [1.0, 0.75, 0.5, 0.25], "probs": [0.7, 0.1, 0.1, 0.1],
     "warmup_probs": [0.0, 0.0, 0.5, 0.5], "warmup_steps": 500,

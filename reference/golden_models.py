@@ -89,7 +89,7 @@ def models(dtype):
 
 
 def discriminator_heads(dtype):
-    taps, batch, hidden, pooled_dim, width, grid = 2, 3, 64, 12, 32, (3, 5)
+    taps, batch, hidden, pooled_dim, width, grid = 2, 3, 64, 12, 64, (3, 5)
     case = Case(
         "heads", "heads", 121, dtype,
         taps=taps, B=batch, hidden=hidden, pooled_dim=pooled_dim, width=width, gh=grid[0], gw=grid[1], param_seed=121,

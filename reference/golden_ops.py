@@ -152,12 +152,12 @@ def split_qkv(qkv, heads):
 
 def qk_norm(dtype):
     """One stream (as attn2) or two (joint: image tokens first), with RMSNorm of q and k or without."""
-    b, h, d = 2, 2, 16
+    b, h, d, n_x, n_c = 2, 2, 64, 5, 2
     for streams in (1, 2):
         for normalised in (True, False):
-            lengths = {"x": 7, "c": 3} if streams == 2 else {"x": 7}
+            lengths = {"x": n_x, "c": n_c} if streams == 2 else {"x": n_x}
             name = ("qk_norm" if normalised else "qk_plain") + ("_joint" if streams == 2 else "")
-            case = Case(name, "qk_norm", 41, dtype, B=b, H=h, D=d, N=7, L=lengths.get("c", 0), qk_norm=normalised, eps=mmdit.EPS)
+            case = Case(name, "qk_norm", 41, dtype, B=b, H=h, D=d, N=n_x, L=lengths.get("c", 0), qk_norm=normalised, eps=mmdit.EPS)
             inputs, parts = {}, []
             for stream, n in lengths.items():
                 qkv = inputs[f"qkv_{stream}"] = case.normal(f"qkv_{stream}", b, n, 3 * h * d)
