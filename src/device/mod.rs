@@ -1,5 +1,16 @@
-//! Devices: the [`Backend`] trait lists the fused operations; `cpu` implements them natively.
+//! Devices: the [`Backend`] trait lists the fused operations; [`cpu`] implements them natively, plain enough to be the
+//! oracle for every kernel.
 
+mod backend;
+pub mod cpu;
 mod error;
+mod shapes;
+mod view;
 
+pub use backend::{AdamwState, Backend, Branch, BranchGrad, NormGrad, NormOut};
 pub use error::DeviceError;
+pub use shapes::{
+    ADAMW_COUNTERS, AdalnShape, AdamwShape, AttentionShape, ConvShape, Groups, HINGE_STATS, HeadLogitsShape, HingeShape, HingeStat, Linear,
+    Modulation, PatchOrder, PatchShape, QkNormShape, StepValues, Stream,
+};
+pub use view::{Storage, View, ViewMut};

@@ -1,5 +1,6 @@
 //! Rectified flow: `x_t = (1 - t) x0 + t ε`, velocity `v = ε - x0`; times, samplers, guidance.
 
+pub mod philox;
 mod timesteps;
 
 pub use timesteps::{MAX_DISCRETE, TimestepDistribution};
