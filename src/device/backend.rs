@@ -11,7 +11,8 @@
 //! given a smaller batch than its buffers were planned for; it then works on their first samples.
 
 use super::shapes::{
-    AdalnShape, AdamwShape, AttentionShape, ConvShape, HeadLogitsShape, HingeShape, Linear, Modulation, PatchShape, QkNormShape, StepValues, Stream,
+    AdalnShape, AdamwShape, AttentionShape, ConvShape, HeadLogitsShape, HingeShape, Linear, Modulation, PatchShape, QkNormShape,
+    StepValues, Stream,
 };
 use super::{DeviceError, Storage, View, ViewMut};
 use crate::flow::TimestepDistribution;
@@ -73,13 +74,13 @@ pub struct AdamwState<'a, B: Backend> {
 
 /// A device and its fused operations. Gradients with respect to activations are overwritten unless `accumulate` is
 /// said; gradients of weights are always added to the gradient arena, which the step zeroes once.
-pub trait Backend: Send + Sync + Sized + 'static {
+pub trait Backend: Send + Sync + Sized + std::fmt::Debug + 'static {
     /// Buffer in the compute type.
-    type Data: Storage;
+    type Data: Storage + std::fmt::Debug;
     /// Buffer in fp32.
-    type Stat: Storage;
+    type Stat: Storage + std::fmt::Debug;
     /// The device-side copy of [`StepValues`].
-    type Step: Send + Sync;
+    type Step: Send + Sync + std::fmt::Debug;
 
     // ---- memory -------------------------------------------------------------------------------------------------
 
@@ -146,7 +147,15 @@ pub trait Backend: Send + Sync + Sized + 'static {
     // ---- linear: GEMMs with their epilogues ---------------------------------------------------------------------
 
     /// `y = x W^T + b` (`y += ...` with `accumulate`); x `[rows, inputs]`, y `[rows, outputs]`.
-    fn linear(&self, params: &Self::Data, layer: &Linear, rows: usize, x: View<'_, Self::Data>, y: ViewMut<'_, Self::Data>, accumulate: bool);
+    fn linear(
+        &self,
+        params: &Self::Data,
+        layer: &Linear,
+        rows: usize,
+        x: View<'_, Self::Data>,
+        y: ViewMut<'_, Self::Data>,
+        accumulate: bool,
+    );
 
     /// `pre = x W^T + b`, `y = gelu(pre)` with the tanh approximation; both `[rows, outputs]` and kept for the backward.
     fn linear_gelu(
@@ -182,7 +191,14 @@ pub trait Backend: Send + Sync + Sized + 'static {
     );
 
     /// `dW += dy^T x`, `db += sum over rows of dy`, into the gradient arena.
-    fn linear_backward_weight(&self, grads: &mut Self::Stat, layer: &Linear, rows: usize, x: View<'_, Self::Data>, dy: View<'_, Self::Data>);
+    fn linear_backward_weight(
+        &self,
+        grads: &mut Self::Stat,
+        layer: &Linear,
+        rows: usize,
+        x: View<'_, Self::Data>,
+        dy: View<'_, Self::Data>,
+    );
 
     // ---- activations --------------------------------------------------------------------------------------------
 

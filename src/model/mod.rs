@@ -1,5 +1,9 @@
 //! MMDiT, the network of the Stable Diffusion 3 family, and the discriminator heads.
 
 mod config;
+mod layout;
+pub mod mmdit;
 
 pub use config::{FREQUENCIES, MLP_RATIO, ModelConfig, NORM_EPS};
+pub use layout::{Entry, Layout};
+pub use mmdit::{Activations, Backward, Gradients, Inputs, Mmdit, Plan, Shape};

@@ -191,7 +191,14 @@ pub fn adaln_backward<T: Real>(
 
 /// Adds one norm's `d_out (1 + scale)` to `g`, and its share of the shift's and scale's gradients.
 #[inline(always)]
-fn norm_gradient<T: Real>(d_out: &[T], modulation: Option<Modulation>, table: Option<&[T]>, x_hat: &[T], g: &mut [T], d_table: Option<&mut [T]>) {
+fn norm_gradient<T: Real>(
+    d_out: &[T],
+    modulation: Option<Modulation>,
+    table: Option<&[T]>,
+    x_hat: &[T],
+    g: &mut [T],
+    d_table: Option<&mut [T]>,
+) {
     let hidden = d_out.len();
     let (Some(m), Some(table)) = (modulation, table) else {
         g.iter_mut().zip(d_out).for_each(|(g, d)| *g += *d);

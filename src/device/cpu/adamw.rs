@@ -8,7 +8,8 @@ use crate::device::{AdamwShape, StepValues};
 
 /// Blocks of fixed size, summed in f64 and in order: the same bits for every number of threads.
 pub fn global_norm<T: Real>(grads: &[T]) -> T {
-    let partial: Vec<f64> = grads.par_chunks(GRAIN).map(|part| simd(|| reduce::sum_f64(part.len(), |i| part[i].to_f64() * part[i].to_f64()))).collect();
+    let partial: Vec<f64> =
+        grads.par_chunks(GRAIN).map(|part| simd(|| reduce::sum_f64(part.len(), |i| part[i].to_f64() * part[i].to_f64()))).collect();
     T::from_f64(partial.iter().sum::<f64>().sqrt())
 }
 

@@ -37,7 +37,14 @@ impl<T: Real> Streams<'_, T> {
     }
 }
 
-pub fn attention<T: Real>(shape: &AttentionShape, qkv: [&[T]; 3], out_image: &mut [T], out_text: Option<&mut [T]>, lse: &mut [T], joint: &mut [T]) {
+pub fn attention<T: Real>(
+    shape: &AttentionShape,
+    qkv: [&[T]; 3],
+    out_image: &mut [T],
+    out_text: Option<&mut [T]>,
+    lse: &mut [T],
+    joint: &mut [T],
+) {
     let AttentionShape { batch, heads, head_dim: d, image, text, .. } = *shape;
     let (keys, queries) = (shape.keys(), shape.queries());
     let scale = T::ONE / T::from_f64(d as f64).sqrt();

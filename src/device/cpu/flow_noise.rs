@@ -48,7 +48,13 @@ fn discrete(values: &[f32], probs: &[f32], u: f32) -> f32 {
 
 /// Calls `visit(range of the buffer, sample, noise)` for blocks of the whole `[B, numel]` in parallel, and gives each
 /// its own part of `out`.
-fn with_noise<T: Real>(step: &StepValues, stream: Stream, numel: usize, out: &mut [T], visit: impl Fn(usize, usize, &[f32], &mut [T]) + Sync) {
+fn with_noise<T: Real>(
+    step: &StepValues,
+    stream: Stream,
+    numel: usize,
+    out: &mut [T],
+    visit: impl Fn(usize, usize, &[f32], &mut [T]) + Sync,
+) {
     let per_sample = numel.div_ceil(GRAIN);
     let tasks: Vec<(usize, usize, &mut [T])> = out
         .chunks_mut(numel)

@@ -114,7 +114,14 @@ pub fn conv3x3_backward_weight<T: Real>(grads: &mut [T], shape: &ConvShape, x: &
                 let rows = x.len() / plan.cin;
                 im2col(shape, &plan, x, &mut columns[..rows * width]);
                 let dy = Mat::new(dy, rows, plan.cout, plan.cout);
-                matmul(MatMut::new(&mut dw, plan.cout, width, width), true, T::ONE, dy.t(), Mat::new(&columns, rows, width, width), Threads::One);
+                matmul(
+                    MatMut::new(&mut dw, plan.cout, width, width),
+                    true,
+                    T::ONE,
+                    dy.t(),
+                    Mat::new(&columns, rows, width, width),
+                    Threads::One,
+                );
             }
             dw
         })

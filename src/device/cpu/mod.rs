@@ -197,7 +197,15 @@ impl<T: Real> Backend for Cpu<T> {
         linear::linear_backward_input(params, layer, rows, dy.slice(), dx.slice(), accumulate);
     }
 
-    fn linear_backward_input_gelu(&self, params: &Buffer<T>, layer: &Linear, rows: usize, dy: In<'_, T>, pre: In<'_, T>, d_pre: Out<'_, T>) {
+    fn linear_backward_input_gelu(
+        &self,
+        params: &Buffer<T>,
+        layer: &Linear,
+        rows: usize,
+        dy: In<'_, T>,
+        pre: In<'_, T>,
+        d_pre: Out<'_, T>,
+    ) {
         linear::linear_backward_input_gelu(params, layer, rows, dy.slice(), pre.slice(), d_pre.slice());
     }
 
@@ -308,7 +316,18 @@ impl<T: Real> Backend for Cpu<T> {
         let branches: Vec<_> =
             branches.iter_mut().map(|b| (b.y.slice(), b.gate, &mut b.d_y.buffer.0[b.d_y.start..b.d_y.start + b.d_y.len])).collect();
         let (stats, table, extra) = (stats.map(|s| &**s), table.map(View::slice), extra.map(View::slice));
-        adaln::adaln_backward(shape, x_out.slice(), stats, table, dx.slice(), accumulate, extra, &norms, branches, d_table.map(|d| &mut **d));
+        adaln::adaln_backward(
+            shape,
+            x_out.slice(),
+            stats,
+            table,
+            dx.slice(),
+            accumulate,
+            extra,
+            &norms,
+            branches,
+            d_table.map(|d| &mut **d),
+        );
     }
 
     fn patchify(&self, shape: &PatchShape, latent: In<'_, T>, tokens: Out<'_, T>) {
@@ -384,7 +403,14 @@ impl<T: Real> Backend for Cpu<T> {
         hinge::mse(a.slice(), b.slice(), share, weight, d_a.map(ViewMut::slice), loss.slice());
     }
 
-    fn hinge(&self, shape: &HingeShape, logits: In<'_, T>, d_logits_d: Option<Out<'_, T>>, d_logits_g: Option<Out<'_, T>>, stats: Out<'_, T>) {
+    fn hinge(
+        &self,
+        shape: &HingeShape,
+        logits: In<'_, T>,
+        d_logits_d: Option<Out<'_, T>>,
+        d_logits_g: Option<Out<'_, T>>,
+        stats: Out<'_, T>,
+    ) {
         hinge::hinge(shape, logits.slice(), d_logits_d.map(ViewMut::slice), d_logits_g.map(ViewMut::slice), stats.slice());
     }
 

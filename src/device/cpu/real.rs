@@ -45,8 +45,6 @@ pub trait Real:
     fn ln(self) -> Self;
     /// Square root.
     fn sqrt(self) -> Self;
-    /// Cosine and sine.
-    fn cos_sin(self) -> (Self, Self);
     /// Absolute value.
     fn abs(self) -> Self;
     /// Neither infinite nor not-a-number.
@@ -123,10 +121,6 @@ impl Real for f32 {
         f32::sqrt(self)
     }
 
-    fn cos_sin(self) -> (Self, Self) {
-        (f32::cos(self), f32::sin(self))
-    }
-
     #[inline(always)]
     fn abs(self) -> Self {
         f32::abs(self)
@@ -169,10 +163,6 @@ impl Real for f64 {
 
     fn sqrt(self) -> Self {
         f64::sqrt(self)
-    }
-
-    fn cos_sin(self) -> (Self, Self) {
-        (f64::cos(self), f64::sin(self))
     }
 
     fn abs(self) -> Self {

@@ -1,0 +1,264 @@
+//! The backward pass, by hand: `close_backward` and `body_backward` undo `close` and `body`, from the last block to the
+//! first. A frozen network passes no gradient arena: then only the gradient of its input is computed.
+
+use crate::device::{Backend, BranchGrad, Linear, NormGrad, PatchOrder, Storage, View, ViewMut};
+use crate::model::Mmdit;
+
+use super::activations::{Activations, AttentionActivations, Gradients, NormActivations};
+use super::forward::Inputs;
+use super::layout::BlockLayout;
+
+/// What a backward pass starts from and where it ends.
+#[derive(Debug)]
+pub struct Backward<'a, B: Backend> {
+    /// How many of the planned samples take part: the first ones.
+    pub batch: usize,
+    /// Gradient of the velocity `[B, C, H, W]`.
+    pub d_velocity: Option<View<'a, B::Stat>>,
+    /// Gradients of features, `(block, [B * N, h])`.
+    pub d_features: &'a [(usize, View<'a, B::Data>)],
+    /// Gradient arena to add to; `None` for a frozen network.
+    pub grads: Option<&'a mut B::Stat>,
+    /// Where the gradient of the latent goes, `[B, C, H, W]`.
+    pub d_latent: Option<ViewMut<'a, B::Stat>>,
+}
+
+impl<B: Backend> Mmdit<B> {
+    /// Backward of the last [`forward`](Self::forward) with these activations. Inputs must be those of the forward.
+    pub fn backward(
+        &self,
+        b: &B,
+        params: &B::Data,
+        inputs: &Inputs<'_, B>,
+        acts: &mut Activations<B>,
+        room: &mut Gradients<B>,
+        mut pass: Backward<'_, B>,
+    ) {
+        let last = acts.plan.blocks - 1;
+        for i in (0..=last).rev() {
+            if acts.plan.checkpointing && i < last {
+                self.norms_of_inputs(b, acts, i);
+                self.body(b, params, acts, i);
+            }
+            if i == last {
+                self.exit_backward(b, params, acts, room, &mut pass);
+            } else {
+                self.close_backward(b, acts, room, &mut pass, i);
+            }
+            self.body_backward(b, params, acts, room, &mut pass, i);
+        }
+        self.enter_backward(b, acts, room, &pass);
+        self.embed_backward(b, params, inputs, acts, room, pass);
+    }
+
+    /// From the velocity and the last feature to the last block's MLP branch.
+    fn exit_backward(&self, b: &B, params: &B::Data, acts: &Activations<B>, room: &mut Gradients<B>, pass: &mut Backward<'_, B>) {
+        let (d, batch, last) = (&acts.dims, pass.batch, acts.plan.blocks - 1);
+        let rows = batch * d.image;
+        let final_linear = &self.layout.final_linear;
+        let mut norms = Vec::with_capacity(1);
+        let mut stats = None;
+        if let Some(d_velocity) = pass.d_velocity {
+            assert!(acts.plan.velocity, "this plan stops at the features");
+            b.patchify(&d.patches(&self.config, batch, PatchOrder::ChannelLast), d_velocity, room.tokens.all_mut());
+            weight_gradient(b, &mut pass.grads, final_linear, rows, &acts.final_norm, &room.tokens);
+            b.linear_backward_input(params, final_linear, rows, room.tokens.all(), room.norm_image.all_mut(), false);
+            norms.push(NormGrad { d_out: room.norm_image.all(), modulation: Some(self.layout.final_modulation) });
+            stats = Some(&acts.final_stats);
+        }
+        let slot = last.min(acts.blocks.len() - 1);
+        let gate = self.layout.blocks[last].image.mlp_gate();
+        let mut branches = [BranchGrad { y: acts.blocks[slot].image.y.all(), gate, d_y: room.branch_image.all_mut() }];
+        let extra = feature_gradient(pass, last);
+        let d_table = pass.grads.is_some().then_some(&mut room.table);
+        let (shape, table, dx) = (d.adaln(batch, d.image), Some(acts.table.all()), room.image.all_mut());
+        b.adaln_backward(&shape, acts.image[last + 1].all(), stats, table, dx, false, extra, &norms, &mut branches, d_table);
+    }
+
+    /// From the norms of block `i + 1` and the residual streams to the MLP branches of block `i`.
+    fn close_backward(&self, b: &B, acts: &Activations<B>, room: &mut Gradients<B>, pass: &mut Backward<'_, B>, i: usize) {
+        let (d, batch, slot) = (&acts.dims, pass.batch, i.min(acts.blocks.len() - 1));
+        let (layout, next, block) = (&self.layout.blocks[i], &self.layout.blocks[i + 1], &acts.blocks[slot]);
+        let trained = pass.grads.is_some();
+        let table = Some(acts.table.all());
+
+        let norms = image_norm_gradients::<B>(next, &room.norm_image, &room.norm_image2);
+        let mut branches = [BranchGrad { y: block.image.y.all(), gate: layout.image.mlp_gate(), d_y: room.branch_image.all_mut() }];
+        let (stats, extra) = (Some(&acts.image_stats[i + 1]), feature_gradient(pass, i));
+        let (shape, x_out, dx) = (d.adaln(batch, d.image), acts.image[i + 1].all(), room.image.all_mut());
+        b.adaln_backward(&shape, x_out, stats, table, dx, true, extra, &norms, &mut branches, trained.then_some(&mut room.table));
+
+        if let Some(stream) = &block.text {
+            let norms = [NormGrad { d_out: room.norm_text.all(), modulation: Some(next.text.before_attention()) }];
+            let mut branches = [BranchGrad { y: stream.y.all(), gate: layout.text.mlp_gate(), d_y: room.branch_text.all_mut() }];
+            let stats = Some(&acts.text_stats[i + 1]);
+            let residual = i + 2 < acts.plan.blocks; // the last block hands no context on
+            let (shape, x_out, dx) = (d.adaln(batch, d.text), acts.text[i + 1].all(), room.text.all_mut());
+            b.adaln_backward(&shape, x_out, stats, table, dx, residual, None, &norms, &mut branches, trained.then_some(&mut room.table));
+        }
+    }
+
+    /// From the MLP branches of block `i` to the gradients of its norms and of the residual streams that entered it.
+    fn body_backward(&self, b: &B, params: &B::Data, acts: &Activations<B>, room: &mut Gradients<B>, pass: &mut Backward<'_, B>, i: usize) {
+        let (d, batch, slot) = (&acts.dims, pass.batch, i.min(acts.blocks.len() - 1));
+        let (layout, block, norms) = (&self.layout.blocks[i], &acts.blocks[slot], &acts.norms[slot]);
+        let text_out = i + 1 < acts.plan.blocks;
+        let rows = [batch * d.image, batch * d.text];
+        let table = Some(acts.table.all());
+        let grads = &mut pass.grads;
+
+        if let Some((fc1, fc2)) = &layout.image.mlp {
+            weight_gradient(b, grads, fc2, rows[0], &block.image.act, &room.branch_image);
+            b.linear_backward_input_gelu(params, fc2, rows[0], room.branch_image.all(), block.image.pre.all(), room.hidden.all_mut());
+            weight_gradient(b, grads, fc1, rows[0], &block.image.norm, &room.hidden);
+            b.linear_backward_input(params, fc1, rows[0], room.hidden.all(), room.norm_image.all_mut(), false);
+        }
+        let mut branches =
+            vec![BranchGrad { y: block.image.proj.all(), gate: layout.image.attention_gate(), d_y: room.branch_image.all_mut() }];
+        if let (Some(_), Some((_, proj2))) = (&layout.image.attn2, &block.attn2) {
+            branches.push(BranchGrad { y: proj2.all(), gate: layout.image.attention2_gate(), d_y: room.branch_image2.all_mut() });
+        }
+        let norm_grads = [NormGrad { d_out: room.norm_image.all(), modulation: Some(layout.image.before_mlp()) }];
+        let (shape, x_out, dx) = (d.adaln(batch, d.image), block.image.mid.all(), room.image.all_mut());
+        let d_table = grads.is_some().then_some(&mut room.table);
+        b.adaln_backward(&shape, x_out, Some(&block.image.stats), table, dx, true, None, &norm_grads, &mut branches, d_table);
+        if let Some(proj) = &layout.image.attn.proj {
+            weight_gradient(b, grads, proj, rows[0], &block.attn.out_image, &room.branch_image);
+            b.linear_backward_input(params, proj, rows[0], room.branch_image.all(), room.out_image.all_mut(), false);
+        }
+
+        if let (true, Some(stream), Some((fc1, fc2)), Some(proj)) = (text_out, &block.text, &layout.text.mlp, &layout.text.attn.proj) {
+            weight_gradient(b, grads, fc2, rows[1], &stream.act, &room.branch_text);
+            b.linear_backward_input_gelu(params, fc2, rows[1], room.branch_text.all(), stream.pre.all(), room.hidden.all_mut());
+            weight_gradient(b, grads, fc1, rows[1], &stream.norm, &room.hidden);
+            b.linear_backward_input(params, fc1, rows[1], room.hidden.all(), room.norm_text.all_mut(), false);
+            let mut branches = [BranchGrad { y: stream.proj.all(), gate: layout.text.attention_gate(), d_y: room.branch_text.all_mut() }];
+            let norm_grads = [NormGrad { d_out: room.norm_text.all(), modulation: Some(layout.text.before_mlp()) }];
+            let (shape, x_out, dx) = (d.adaln(batch, d.text), stream.mid.all(), room.text.all_mut());
+            let d_table = grads.is_some().then_some(&mut room.table);
+            b.adaln_backward(&shape, x_out, Some(&stream.stats), table, dx, true, None, &norm_grads, &mut branches, d_table);
+            weight_gradient(b, grads, proj, rows[1], &block.attn.out_text, &room.branch_text);
+            b.linear_backward_input(params, proj, rows[1], room.branch_text.all(), room.out_text.all_mut(), false);
+        }
+        self.attention_backward(b, params, acts, room, grads, i, batch);
+
+        if let (Some(attn2), Some((kept, _)), Some(norm2)) = (&layout.image.attn2, &block.attn2, &norms.image2) {
+            if let Some(proj) = &attn2.proj {
+                weight_gradient(b, grads, proj, rows[0], &kept.out_image, &room.branch_image2);
+                b.linear_backward_input(params, proj, rows[0], room.branch_image2.all(), room.out_image.all_mut(), false);
+            }
+            let joint = [&mut room.q, &mut room.k, &mut room.v];
+            let (out, d_out) = ([Some(&kept.out_image), None], [Some(&room.out_image), None]);
+            b.attention_backward(&d.attention2(batch), [&kept.q, &kept.k, &kept.v], out, &kept.lse, d_out, joint);
+            let (shape, d_joint) = (d.image_qk(batch, attn2, false), [&room.q, &room.k, &room.v]);
+            let (qkv, d_qkv) = (kept.qkv_image.all(), room.qkv_image.all_mut());
+            b.qk_norm_backward(params, grads.as_deref_mut(), &shape, true, qkv, &kept.rstd_image, d_joint, d_qkv);
+            weight_gradient(b, grads, &attn2.qkv, rows[0], norm2, &room.qkv_image);
+            b.linear_backward_input(params, &attn2.qkv, rows[0], room.qkv_image.all(), room.norm_image2.all_mut(), false);
+        }
+    }
+
+    /// Joint attention of block `i`: from the gradients of its outputs to those of the norms it reads.
+    fn attention_backward(
+        &self,
+        b: &B,
+        params: &B::Data,
+        acts: &Activations<B>,
+        room: &mut Gradients<B>,
+        grads: &mut Option<&mut B::Stat>,
+        i: usize,
+        batch: usize,
+    ) {
+        let (d, slot) = (&acts.dims, i.min(acts.blocks.len() - 1));
+        let (layout, kept) = (&self.layout.blocks[i], &acts.blocks[slot].attn);
+        let NormActivations { image: norm_image, text: norm_text, .. } = &acts.norms[slot];
+        let AttentionActivations { qkv_image, qkv_text, rstd_image, rstd_text, q, k, v, lse, out_image, out_text } = kept;
+        let text_out = i + 1 < acts.plan.blocks;
+        let rows = [batch * d.image, batch * d.text];
+
+        let (out, d_out) = ([Some(out_image), text_out.then_some(out_text)], [Some(&room.out_image), text_out.then_some(&room.out_text)]);
+        b.attention_backward(&d.attention(batch, text_out), [q, k, v], out, lse, d_out, [&mut room.q, &mut room.k, &mut room.v]);
+
+        let (image, text, d_joint) = (&layout.image.attn, &layout.text.attn, [&room.q, &room.k, &room.v]);
+        let (shape, d_qkv) = (d.image_qk(batch, image, true), room.qkv_image.all_mut());
+        b.qk_norm_backward(params, grads.as_deref_mut(), &shape, true, qkv_image.all(), rstd_image, d_joint, d_qkv);
+        weight_gradient(b, grads, &image.qkv, rows[0], norm_image, &room.qkv_image);
+        b.linear_backward_input(params, &image.qkv, rows[0], room.qkv_image.all(), room.norm_image.all_mut(), false);
+
+        let (shape, d_qkv) = (d.text_qk(batch, text), room.qkv_text.all_mut());
+        b.qk_norm_backward(params, grads.as_deref_mut(), &shape, text_out, qkv_text.all(), rstd_text, d_joint, d_qkv);
+        weight_gradient(b, grads, &text.qkv, rows[1], norm_text, &room.qkv_text);
+        b.linear_backward_input(params, &text.qkv, rows[1], room.qkv_text.all(), room.norm_text.all_mut(), false);
+    }
+
+    /// Norms of the first block's inputs.
+    fn enter_backward(&self, b: &B, acts: &Activations<B>, room: &mut Gradients<B>, pass: &Backward<'_, B>) {
+        let (d, batch, layout) = (&acts.dims, pass.batch, &self.layout.blocks[0]);
+        let trained = pass.grads.is_some();
+        let table = Some(acts.table.all());
+        let norms = image_norm_gradients::<B>(layout, &room.norm_image, &room.norm_image2);
+        let (shape, stats, dx) = (d.adaln(batch, d.image), Some(&acts.image_stats[0]), room.image.all_mut());
+        b.adaln_backward(&shape, acts.image[0].all(), stats, table, dx, true, None, &norms, &mut [], trained.then_some(&mut room.table));
+        if !trained {
+            return; // the context is an input nobody asks a gradient of
+        }
+        let norms = [NormGrad { d_out: room.norm_text.all(), modulation: Some(layout.text.before_attention()) }];
+        let (shape, stats, dx) = (d.adaln(batch, d.text), Some(&acts.text_stats[0]), room.text.all_mut());
+        let residual = acts.plan.blocks > 1;
+        b.adaln_backward(&shape, acts.text[0].all(), stats, table, dx, residual, None, &norms, &mut [], Some(&mut room.table));
+    }
+
+    /// Embeddings and conditioning.
+    fn embed_backward(
+        &self,
+        b: &B,
+        params: &B::Data,
+        inputs: &Inputs<'_, B>,
+        acts: &Activations<B>,
+        room: &mut Gradients<B>,
+        pass: Backward<'_, B>,
+    ) {
+        let (layout, d, batch) = (&*self.layout, &acts.dims, pass.batch);
+        if let Some(d_latent) = pass.d_latent {
+            b.linear_backward_input(params, &layout.x_embedder, batch * d.image, room.image.all(), room.tokens.all_mut(), false);
+            b.unpatchify(&d.patches(&self.config, batch, PatchOrder::ChannelFirst), room.tokens.all(), d_latent);
+        }
+        let Some(grads) = pass.grads else { return };
+        b.linear_backward_weight(grads, &layout.x_embedder, batch * d.image, acts.tokens.all(), room.image.all());
+        b.linear_backward_weight(grads, &layout.context_embedder, batch * d.text, inputs.context, room.text.all());
+
+        let adaln = layout.adaln_for(acts.plan.blocks, acts.plan.velocity);
+        let [d_condition, d_hidden] = &mut room.embedding;
+        let len = batch * d.hidden;
+        b.linear_backward_weight(grads, &adaln, batch, acts.embedding.all(), room.table.all());
+        b.linear_backward_input(params, &adaln, batch, room.table.all(), d_hidden.all_mut(), false);
+        b.silu_backward(acts.condition.part(0..len), d_hidden.part(0..len), d_condition.part_mut(0..len));
+        let branches =
+            [(&layout.t_mlp, acts.frequencies.all(), &acts.t_pre, &acts.t_act), (&layout.y_mlp, inputs.pooled, &acts.y_pre, &acts.y_act)];
+        let [d_act, d_pre] = [d_hidden, &mut room.norm_image]; // the norm's gradient is used up by now
+        for ([first, second], input, pre, act) in branches {
+            b.linear_backward_weight(grads, second, batch, act.all(), d_condition.all());
+            b.linear_backward_input(params, second, batch, d_condition.all(), d_act.all_mut(), false);
+            b.silu_backward(pre.part(0..len), d_act.part(0..len), d_pre.part_mut(0..len));
+            b.linear_backward_weight(grads, first, batch, input, d_pre.all());
+        }
+    }
+}
+
+fn weight_gradient<B: Backend>(b: &B, grads: &mut Option<&mut B::Stat>, layer: &Linear, rows: usize, x: &B::Data, dy: &B::Data) {
+    if let Some(grads) = grads {
+        b.linear_backward_weight(grads, layer, rows, x.all(), dy.all());
+    }
+}
+
+fn feature_gradient<'a, B: Backend>(pass: &Backward<'a, B>, block: usize) -> Option<View<'a, B::Data>> {
+    pass.d_features.iter().find(|(tap, _)| *tap == block).map(|(_, d)| *d)
+}
+
+fn image_norm_gradients<'a, B: Backend>(layout: &BlockLayout, image: &'a B::Data, image2: &'a B::Data) -> Vec<NormGrad<'a, B>> {
+    let mut norms = vec![NormGrad { d_out: image.all(), modulation: Some(layout.image.before_attention()) }];
+    if layout.image.attn2.is_some() {
+        norms.push(NormGrad { d_out: image2.all(), modulation: Some(layout.image.before_attention2()) });
+    }
+    norms
+}
