@@ -49,7 +49,7 @@ def layer_norm(x):
 
 def modulate(x, shift, scale):
     """LayerNorm without affine, then scale and shift per batch item.  x [B, N, h], shift and scale [B, h]."""
-    return layer_norm(x) * (1 + scale[:, None]) + shift[:, None]
+    return torch.addcmul(shift[:, None], layer_norm(x), 1 + scale[:, None])
 
 
 class RMSNorm(nn.Module):
@@ -58,7 +58,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x):
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS) * self.weight
+        return F.rms_norm(x, self.weight.shape, self.weight, EPS)  # x / sqrt(mean x^2 + EPS) * weight
 
 
 class SelfAttention(nn.Module):
