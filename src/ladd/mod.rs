@@ -1,5 +1,7 @@
 //! Latent Adversarial Diffusion Distillation: the step and its settings.
 
 mod config;
+mod step;
 
 pub use config::{AdversarialLoss, LaddConfig, Update};
+pub use step::{Batch, HostBatch, LaddStep, Phase};

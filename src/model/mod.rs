@@ -1,9 +1,11 @@
 //! MMDiT, the network of the Stable Diffusion 3 family, and the discriminator heads.
 
 mod config;
+mod heads;
 mod layout;
 pub mod mmdit;
 
 pub use config::{FREQUENCIES, MLP_RATIO, ModelConfig, NORM_EPS};
+pub use heads::{Heads, HeadsActivations, HeadsShape};
 pub use layout::{Entry, Layout};
 pub use mmdit::{Activations, Backward, Gradients, Inputs, Mmdit, Plan, Shape};

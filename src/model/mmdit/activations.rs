@@ -166,6 +166,8 @@ pub(super) struct NormActivations<B: Backend> {
 #[derive(Debug)]
 pub struct Activations<B: Backend> {
     pub(super) plan: Plan,
+    /// Batch of the last forward.
+    pub(super) batch: usize,
     pub(super) dims: Dims,
     pub(super) tokens: B::Data,
     pub(super) frequencies: B::Data,
@@ -238,6 +240,7 @@ impl<B: Backend> Activations<B> {
             final_stats: b.alloc_stat(final_rows * 2)?,
             final_tokens: b.alloc_data(final_rows * patch_width)?,
             plan,
+            batch: 0,
             dims: d,
         })
     }

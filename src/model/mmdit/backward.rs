@@ -11,7 +11,7 @@ use super::layout::BlockLayout;
 /// What a backward pass starts from and where it ends.
 #[derive(Debug)]
 pub struct Backward<'a, B: Backend> {
-    /// How many of the planned samples take part: the first ones.
+    /// How many of the forward's samples take part: the first ones.
     pub batch: usize,
     /// Gradient of the velocity `[B, C, H, W]`.
     pub d_velocity: Option<View<'a, B::Stat>>,

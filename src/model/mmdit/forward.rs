@@ -10,6 +10,8 @@ use super::layout::{AttentionLayout, BlockLayout, StreamLayout};
 /// What a network is given.
 #[derive(Debug)]
 pub struct Inputs<'a, B: Backend> {
+    /// Batch size, at most the planned one.
+    pub batch: usize,
     /// Noisy latents `[B, C, H, W]`.
     pub latent: View<'a, B::Stat>,
     /// Times `[B]`, in [0, 1].
@@ -42,6 +44,8 @@ impl<B: Backend> Mmdit<B> {
         acts: &mut Activations<B>,
         velocity: Option<ViewMut<'_, B::Stat>>,
     ) {
+        assert!(inputs.batch <= acts.plan.shape.batch, "planned for {} samples, given {}", acts.plan.shape.batch, inputs.batch);
+        acts.batch = inputs.batch;
         self.embed(b, params, inputs, acts);
         self.enter(b, acts);
         for i in 0..acts.plan.blocks {
@@ -50,7 +54,7 @@ impl<B: Backend> Mmdit<B> {
         }
         if let Some(velocity) = velocity {
             assert!(acts.plan.velocity, "this plan stops at the features");
-            let (rows, batch) = (acts.plan.shape.batch * acts.dims.image, acts.plan.shape.batch);
+            let (rows, batch) = (acts.batch * acts.dims.image, acts.batch);
             b.linear(params, &self.layout.final_linear, rows, acts.final_norm.all(), acts.final_tokens.all_mut(), false);
             b.unpatchify(&acts.dims.patches(&self.config, batch, PatchOrder::ChannelLast), acts.final_tokens.all(), velocity);
         }
@@ -58,7 +62,7 @@ impl<B: Backend> Mmdit<B> {
 
     /// Tokens, context and the modulation table.
     fn embed(&self, b: &B, params: &B::Data, inputs: &Inputs<'_, B>, acts: &mut Activations<B>) {
-        let (layout, batch) = (&*self.layout, acts.plan.shape.batch);
+        let (layout, batch) = (&*self.layout, acts.batch);
         let d = &acts.dims;
         b.patchify(&d.patches(&self.config, batch, PatchOrder::ChannelFirst), inputs.latent, acts.tokens.all_mut());
         b.linear(params, &layout.x_embedder, batch * d.image, acts.tokens.all(), acts.image[0].all_mut(), false);
@@ -85,7 +89,7 @@ impl<B: Backend> Mmdit<B> {
     /// Norms of block `i` from its kept inputs: at the entry, and again where a block is recomputed.
     pub(super) fn norms_of_inputs(&self, b: &B, acts: &mut Activations<B>, i: usize) {
         let slot = i.min(acts.norms.len() - 1);
-        let (layout, batch, d) = (&self.layout.blocks[i], acts.plan.shape.batch, &acts.dims);
+        let (layout, batch, d) = (&self.layout.blocks[i], acts.batch, &acts.dims);
         let NormActivations { image, image2, text } = &mut acts.norms[slot];
         let mut norms = image_norms::<B>(layout, image, image2);
         let table = Some(acts.table.all());
@@ -98,7 +102,7 @@ impl<B: Backend> Mmdit<B> {
     pub(super) fn body(&self, b: &B, params: &B::Data, acts: &mut Activations<B>, i: usize) {
         let slot = i.min(acts.blocks.len() - 1);
         let text_out = i + 1 < acts.plan.blocks;
-        let (layout, batch, d) = (&self.layout.blocks[i], acts.plan.shape.batch, &acts.dims);
+        let (layout, batch, d) = (&self.layout.blocks[i], acts.batch, &acts.dims);
         let (norms, block) = (&acts.norms[slot], &mut acts.blocks[slot]);
 
         attend(b, params, d, batch, &layout.image.attn, Some(&layout.text.attn), norms, text_out, &mut block.attn);
@@ -134,7 +138,7 @@ impl<B: Backend> Mmdit<B> {
     /// Adds the MLP's branch of block `i` to the residual streams, and takes the norms that follow.
     fn close(&self, b: &B, acts: &mut Activations<B>, i: usize) {
         let slot = i.min(acts.blocks.len() - 1);
-        let (layout, batch, d) = (&self.layout.blocks[i], acts.plan.shape.batch, &acts.dims);
+        let (layout, batch, d) = (&self.layout.blocks[i], acts.batch, &acts.dims);
         let (block, table) = (&acts.blocks[slot], Some(acts.table.all()));
         let image_branch = [Branch { y: block.image.y.all(), gate: layout.image.mlp_gate() }];
         let image_shape = d.adaln(batch, d.image);
