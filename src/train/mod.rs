@@ -1,9 +1,14 @@
 //! Training: optimiser, schedules, metrics, checkpoints, the run folder.
 
+pub mod checkpoint;
+mod distill;
 mod metrics;
 mod network;
 mod optim;
+mod pretrain;
 
+pub use distill::{DistillSettings, Distiller, MicroBatch};
 pub use metrics::{HeadStats, PretrainRecord, QualityRecord, StepRecord};
 pub use network::Network;
 pub use optim::{OptimConfig, Schedule};
+pub use pretrain::{PretrainSettings, Pretrainer, initial_weights};

@@ -1,0 +1,276 @@
+//! The distillation: optimiser steps of the LADD step over micro-batches, its state, and what it reports.
+
+use std::collections::HashMap;
+
+use crate::device::{Backend, DeviceError, HINGE_STATS, HingeStat, StepValues, Storage};
+use crate::flow::philox::{fill_normals, stream};
+use crate::ladd::{Batch, HostBatch, LaddConfig, LaddStep, Phase, Update};
+use crate::model::{Heads, HeadsShape, Mmdit, Shape};
+use crate::train::{HeadStats, Network, OptimConfig, StepRecord};
+use crate::{Error, Result};
+
+/// Everything a distillation needs besides the models.
+#[derive(Clone, Debug)]
+pub struct DistillSettings {
+    /// The LADD step.
+    pub ladd: LaddConfig,
+    /// Optimiser of the student.
+    pub student: OptimConfig,
+    /// Optimiser of the heads.
+    pub heads: OptimConfig,
+    /// Steps of the whole run, for the schedules.
+    pub total_steps: u32,
+    /// Decay of the student's moving average.
+    pub ema_decay: f64,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Keep only the blocks' inputs and compute the rest twice.
+    pub activation_checkpointing: bool,
+}
+
+/// A distillation in progress.
+#[derive(Debug)]
+pub struct Distiller<B: Backend> {
+    settings: DistillSettings,
+    student_model: Mmdit<B>,
+    teacher_model: Mmdit<B>,
+    heads_model: Heads,
+    teacher_params: B::Data,
+    /// The student.
+    pub student: Network<B>,
+    /// The heads.
+    pub heads: Network<B>,
+    taps: Vec<usize>,
+    /// One plan per shape of micro-batch, with its buffers.
+    plans: HashMap<Shape, Planned<B>>,
+    last_shape: Option<Shape>,
+    /// Steps done.
+    done: u32,
+}
+
+#[derive(Debug)]
+struct Planned<B: Backend> {
+    step: LaddStep<B>,
+    batches: Vec<(Batch<B>, B::Step)>,
+}
+
+/// One micro-batch from the host, with its latent size.
+#[derive(Clone, Copy, Debug)]
+pub struct MicroBatch<'a> {
+    /// Sizes.
+    pub shape: Shape,
+    /// Values.
+    pub values: HostBatch<'a>,
+}
+
+impl<B: Backend> Distiller<B> {
+    /// Starts from the host arenas of teacher and student (often the same weights).
+    ///
+    /// # Errors
+    /// When settings and models do not fit, or the device's memory is exhausted.
+    pub fn new(b: &B, settings: DistillSettings, teacher: (Mmdit<B>, &[f32]), student: (Mmdit<B>, &[f32])) -> Result<Self> {
+        settings.ladd.validate()?;
+        settings.student.validate("optim.student")?;
+        settings.heads.validate("optim.heads")?;
+        let (teacher_model, teacher_weights) = teacher;
+        let (student_model, student_weights) = student;
+        let config = teacher_model.config();
+        let taps = settings.ladd.resolved_taps(config.depth)?;
+        let shape = HeadsShape { count: taps.len(), hidden: config.hidden(), width: settings.ladd.head_width, pooled: config.pooled_dim };
+        let heads_model = Heads::new(shape);
+        let heads_weights = initial_heads(&heads_model, settings.seed);
+        let mut teacher_params = b.alloc_data(teacher_weights.len())?;
+        b.upload_data(teacher_weights, teacher_params.all_mut());
+        Ok(Self {
+            student: Network::new(b, student_weights, &settings.student, 0, settings.ema_decay)?,
+            heads: Network::new(b, &heads_weights, &settings.heads, 1, 0.0)?,
+            settings,
+            student_model,
+            teacher_model,
+            heads_model,
+            teacher_params,
+            taps,
+            plans: HashMap::new(),
+            last_shape: None,
+            done: 0,
+        })
+    }
+
+    /// Steps done so far.
+    pub fn done(&self) -> u32 {
+        self.done
+    }
+
+    /// The settings.
+    pub fn settings(&self) -> &DistillSettings {
+        &self.settings
+    }
+
+    /// The student's network, without weights.
+    pub fn student_model(&self) -> &Mmdit<B> {
+        &self.student_model
+    }
+
+    /// The teacher's network, without weights.
+    pub fn teacher_model(&self) -> &Mmdit<B> {
+        &self.teacher_model
+    }
+
+    /// The teacher's weights on the device.
+    pub fn teacher_params(&self) -> &B::Data {
+        &self.teacher_params
+    }
+
+    /// The tapped blocks.
+    pub fn taps(&self) -> &[usize] {
+        &self.taps
+    }
+
+    /// Whether a step needs other samples' text.
+    pub fn needs_mismatch(&self) -> bool {
+        self.settings.ladd.mismatch_weight > 0.0
+    }
+
+    /// Queues one optimiser step over its micro-batches, which together are one batch: `k` of them give the same update
+    /// as one of `k` times the size, up to rounding. All must have the same shape.
+    ///
+    /// # Errors
+    /// When there is no micro-batch, shapes differ, or the device's memory is exhausted.
+    pub fn step(&mut self, b: &B, micro_batches: &[MicroBatch<'_>]) -> Result<()> {
+        let Some(first) = micro_batches.first() else {
+            return Err(Error::Usage("a step needs at least one micro-batch".into()));
+        };
+        let shape = first.shape;
+        if let Some(other) = micro_batches.iter().find(|m| m.shape != shape) {
+            return Err(Error::Usage(format!("the micro-batches of one step have different sizes: {:?} and {shape:?}", other.shape)));
+        }
+        self.plan(b, shape, micro_batches.len())?;
+        let Some(planned) = self.plans.get_mut(&shape) else { return Ok(()) };
+        let total = self.settings.total_steps;
+        let lr = [self.settings.student.lr_at(self.done, total) as f32, self.settings.heads.lr_at(self.done, total) as f32];
+        for (i, (micro, (batch, step))) in micro_batches.iter().zip(&mut planned.batches).enumerate() {
+            let first_sample = (i * shape.batch) as u32;
+            b.upload_step(&StepValues { seed: self.settings.seed, step: self.done, first_sample, lr }, step);
+            planned.step.upload(b, &micro.values, batch);
+        }
+        self.student.zero_gradients(b);
+        self.heads.zero_gradients(b);
+        planned.step.zero_statistics(b);
+        let share = 1.0 / micro_batches.len() as f32;
+        let models = (&self.student_model, &self.teacher_model, &self.heads_model);
+        let adversarial = self.settings.ladd.adversarial_weight > 0.0;
+        let phases: &[Phase] = match self.settings.ladd.update {
+            Update::Simultaneous => &[Phase::Both],
+            Update::Alternating if adversarial => &[Phase::Student, Phase::Heads],
+            Update::Alternating => &[Phase::Student],
+        };
+        for phase in phases {
+            for (batch, step) in &planned.batches[..micro_batches.len()] {
+                planned.step.run(b, *phase, step, share, batch, models, &self.teacher_params, &mut self.student, &mut self.heads);
+            }
+            let step = &planned.batches[0].1;
+            if *phase != Phase::Heads {
+                self.student.update(b, step);
+            }
+            if *phase != Phase::Student && adversarial {
+                self.heads.update(b, step);
+            }
+        }
+        self.done += 1;
+        self.last_shape = Some(shape);
+        Ok(())
+    }
+
+    fn plan(&mut self, b: &B, shape: Shape, micro_batches: usize) -> Result<()> {
+        if !self.plans.contains_key(&shape) {
+            let checkpointing = self.settings.activation_checkpointing;
+            let models = (&self.student_model, &self.teacher_model, &self.heads_model);
+            let step = LaddStep::new(b, &self.settings.ladd, models.0, models.1, models.2, shape, checkpointing)?;
+            self.plans.insert(shape, Planned { step, batches: Vec::new() });
+        }
+        if let Some(planned) = self.plans.get_mut(&shape) {
+            while planned.batches.len() < micro_batches {
+                planned.batches.push((planned.step.alloc_batch(b)?, b.alloc_step()?));
+            }
+        }
+        Ok(())
+    }
+
+    /// The plan of the last step, with its times, predictions and logits.
+    pub fn last_step(&self) -> Option<&LaddStep<B>> {
+        self.last_shape.and_then(|shape| self.plans.get(&shape)).map(|planned| &planned.step)
+    }
+
+    /// Waits for the last step and reads its statistics. `seconds` is the training time so far.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn record(&self, b: &B, seconds: f64) -> Result<StepRecord> {
+        let total = self.settings.total_steps;
+        let index = self.done.saturating_sub(1);
+        let mut record = StepRecord {
+            step: self.done,
+            seconds,
+            lr_student: self.settings.student.lr_at(index, total),
+            lr_heads: self.settings.heads.lr_at(index, total),
+            ..StepRecord::default()
+        };
+        let Some(plan) = self.last_step() else { return Ok(record) };
+        let adversarial = self.settings.ladd.adversarial_weight > 0.0;
+        let student = b.download_stat(plan.stats[0].all())?;
+        let heads = match self.settings.ladd.update {
+            Update::Simultaneous => student.clone(),
+            Update::Alternating => b.download_stat(plan.stats[1].all())?,
+        };
+        let scalar = |buffer: &B::Stat| Ok::<f32, DeviceError>(b.download_stat(buffer.part(0..1))?[0]);
+        record.loss_distillation = scalar(&plan.distillation)?;
+        record.grad_norm_student = scalar(&self.student.norm)?;
+        record.skipped[0] = b.download_stat(self.student.counters.all())?[1] as u32;
+        if adversarial {
+            record.grad_norm_heads = scalar(&self.heads.norm)?;
+            record.skipped[1] = b.download_stat(self.heads.counters.all())?[1] as u32;
+            for (i, block) in self.taps.iter().enumerate() {
+                let at = |stats: &[f32], stat: HingeStat| stats[i * HINGE_STATS + stat as usize];
+                record.heads.push(HeadStats {
+                    block: *block,
+                    loss_d: at(&heads, HingeStat::LossD),
+                    loss_g: at(&student, HingeStat::LossG),
+                    mean_real: at(&heads, HingeStat::MeanReal),
+                    mean_fake: at(&heads, HingeStat::MeanFake),
+                    accuracy_real: at(&heads, HingeStat::AccuracyReal),
+                    accuracy_fake: at(&heads, HingeStat::AccuracyFake),
+                });
+                record.penalty_r1 += at(&heads, HingeStat::PenaltyR1) / self.taps.len() as f32;
+            }
+            let mean = |value: fn(&HeadStats) -> f32| record.heads.iter().map(value).sum::<f32>() / record.heads.len() as f32;
+            (record.loss_d, record.loss_g) = (mean(|h| h.loss_d), mean(|h| h.loss_g));
+        }
+        Ok(record)
+    }
+
+    /// The heads' layout, for saving and for tests.
+    pub fn heads_model(&self) -> &Heads {
+        &self.heads_model
+    }
+
+    /// Continues behind `done` steps, after the networks' state was restored.
+    pub fn resume_at(&mut self, done: u32) {
+        self.done = done;
+    }
+}
+
+/// Weights of fresh heads: normal with variance `1 / inputs`, biases zero.
+fn initial_heads(heads: &Heads, seed: u64) -> Vec<f32> {
+    let mut weights = vec![0.0; heads.arena().len()];
+    for (i, entry) in heads.arena().entries().iter().enumerate() {
+        if entry.shape.len() < 2 {
+            continue;
+        }
+        let fan_in: usize = entry.shape[1..].iter().product();
+        let scale = (1.0 / fan_in as f32).sqrt();
+        let values = &mut weights[entry.range()];
+        fill_normals(seed, 0, stream::PARAMETERS + i as u32, 0, values);
+        values.iter_mut().for_each(|v| *v *= scale);
+    }
+    weights
+}
