@@ -3,8 +3,8 @@
 
 use rayon::prelude::*;
 
-use super::GRAIN;
 use super::real::Real;
+use super::{GRAIN, simd};
 use crate::device::{StepValues, Stream};
 use crate::flow::TimestepDistribution;
 use crate::flow::philox::{fill_normals, normal_at, uniform_at};
@@ -67,7 +67,7 @@ fn with_noise<T: Real>(
         |noise, (b, offset, part)| {
             let first = (u64::from(step.first_sample) + b as u64) * numel as u64 + offset as u64;
             let noise = &mut noise[..part.len()];
-            fill_normals(step.seed, step.step, stream, first, noise);
+            simd(|| fill_normals(step.seed, step.step, stream, first, noise));
             visit(b * numel + offset, b, noise, part);
         },
     );

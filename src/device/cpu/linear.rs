@@ -10,7 +10,7 @@ use super::real::Real;
 use super::{GRAIN, simd};
 use crate::device::Linear;
 
-const BLOCK_ROWS: usize = 256;
+const BLOCK_ROWS: usize = 512;
 const CACHED_WEIGHT: usize = 1 << 19;
 
 fn weight<'a, T>(params: &'a [T], layer: &Linear) -> Mat<'a, T> {
@@ -29,7 +29,7 @@ fn product<T: Real>(
     epilogue: impl Fn(usize, &mut [T]) + Sync,
 ) {
     let dst = &mut dst[..rows * cols];
-    if rows >= 2 * BLOCK_ROWS && cols * depth <= CACHED_WEIGHT {
+    if rows > BLOCK_ROWS && cols * depth <= CACHED_WEIGHT {
         let block = rows.div_ceil(rows.div_ceil(BLOCK_ROWS));
         dst.par_chunks_mut(block * cols).enumerate().for_each(|(i, dst)| {
             let rows = dst.len() / cols;
@@ -82,7 +82,7 @@ pub fn linear_gelu<T: Real>(params: &[T], layer: &Linear, rows: usize, x: &[T], 
     let cols = layer.outputs;
     let bias = &params[layer.bias..layer.bias + cols];
     let block = rows.div_ceil(rows.div_ceil(BLOCK_ROWS).max(1)).max(1);
-    if rows >= 2 * BLOCK_ROWS && cols * layer.inputs <= CACHED_WEIGHT {
+    if rows > BLOCK_ROWS && cols * layer.inputs <= CACHED_WEIGHT {
         let blocks = pre[..rows * cols].par_chunks_mut(block * cols).zip(y[..rows * cols].par_chunks_mut(block * cols));
         blocks.enumerate().for_each(|(i, (pre, y))| {
             let rows = pre.len() / cols;
