@@ -109,7 +109,8 @@ impl Checkpoint {
     pub fn save(&self, path: impl AsRef<Path>, dtype: Dtype) -> Result<()> {
         let path = path.as_ref();
         self.pipeline.validate()?;
-        let pipeline = serde_json::to_string(&self.pipeline).map_err(|error| Error::file(path, format!("cannot store the settings: {error}")))?;
+        let pipeline =
+            serde_json::to_string(&self.pipeline).map_err(|error| Error::file(path, format!("cannot store the settings: {error}")))?;
         let metadata = BTreeMap::from([(KEY.to_owned(), pipeline), ("format".to_owned(), "pt".to_owned())]);
         let entries = self.tensors.iter().map(|(name, tensor)| Entry::floats(name, &tensor.shape, vec![&tensor.data], dtype)).collect();
         let prepared = prepare_safetensors(&metadata, entries).map_err(|error| Error::file(path, format!("is not written: {error}")))?;
@@ -131,10 +132,19 @@ fn read_pipeline(file: &SafetensorsFile) -> Result<Pipeline> {
     let Some(json) = file.metadata().get(KEY) else {
         return Err(Error::file(
             file.path(),
-            format!("has no `{KEY}` metadata, so it was not written by ladd-fast: a Stable Diffusion 3 file or a diffusers folder must be imported first"),
+            format!(
+                "has no `{KEY}` metadata, so it was not written by ladd-fast: a Stable Diffusion 3 file or a diffusers folder must be imported first"
+            ),
         ));
     };
-    let bad = |cause: String| Error::file(file.path(), format!("has bad settings in its `{KEY}` metadata ({cause}): it was written by another version of ladd-fast, or changed by hand"));
+    let bad = |cause: String| {
+        Error::file(
+            file.path(),
+            format!(
+                "has bad settings in its `{KEY}` metadata ({cause}): it was written by another version of ladd-fast, or changed by hand"
+            ),
+        )
+    };
     let pipeline: Pipeline = serde_json::from_str(json).map_err(|error| bad(error.to_string()))?;
     pipeline.validate().map_err(|error| bad(error.to_string()))?;
     Ok(pipeline)

@@ -2,7 +2,7 @@
 //!
 //! Three things differ from the original names: fused qkv rows are three tensors, the two halves of exactly two
 //! modulations (the final layer's and the last context block's) are swapped, and everything is called differently.
-//! The table of [`links`] says which, once, for both directions. Conventions: diffusers 0.42.
+//! The table `links` says which, once, for both directions. Conventions: diffusers 0.42.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -68,7 +68,10 @@ pub fn import(folder: impl AsRef<Path>) -> Result<(ModelConfig, Tensors)> {
     let model = read_config(&folder.join(CONFIG))?;
     let weights = Weights::open(&folder)?;
     if model.depth > weights.place.len() {
-        return Err(Error::file(&folder, format!("has only {} tensors for the {} blocks of its {CONFIG}", weights.place.len(), model.depth)));
+        return Err(Error::file(
+            &folder,
+            format!("has only {} tensors for the {} blocks of its {CONFIG}", weights.place.len(), model.depth),
+        ));
     }
     let links = links(&model);
     let wrong = differences(&needed(&links, &model), &weights.shapes()?);
@@ -122,7 +125,10 @@ impl Links {
 
     fn qkv(&mut self, original: &str, diffusers: [String; 3]) {
         for part in ["weight", "bias"] {
-            self.0.push(Link::Split { original: format!("{original}.qkv.{part}"), diffusers: diffusers.clone().map(|name| format!("{name}.{part}")) });
+            self.0.push(Link::Split {
+                original: format!("{original}.qkv.{part}"),
+                diffusers: diffusers.clone().map(|name| format!("{name}.{part}")),
+            });
         }
     }
 
@@ -336,7 +342,10 @@ impl Weights {
             return Ok(Self { files: vec![file], place });
         }
         if !index.is_file() {
-            return Err(Error::file(folder, format!("holds neither {WEIGHTS} nor {INDEX}: name a folder written by diffusers' save_pretrained")));
+            return Err(Error::file(
+                folder,
+                format!("holds neither {WEIGHTS} nor {INDEX}: name a folder written by diffusers' save_pretrained"),
+            ));
         }
         Self::open_sharded(folder, &index)
     }
@@ -425,7 +434,10 @@ mod tests {
             file.f32("transformer_blocks.1.norm1_context.linear.bias").unwrap(),
             tensors["joint_blocks.1.context_block.adaLN_modulation.1.bias"].data
         );
-        assert_eq!(file.f32("transformer_blocks.0.attn2.to_k.bias").unwrap(), tensors["joint_blocks.0.x_block.attn2.qkv.bias"].data[h..2 * h]);
+        assert_eq!(
+            file.f32("transformer_blocks.0.attn2.to_k.bias").unwrap(),
+            tensors["joint_blocks.0.x_block.attn2.qkv.bias"].data[h..2 * h]
+        );
         assert_eq!(file.shape("transformer_blocks.2.attn.add_v_proj.weight").unwrap(), [h, h]);
         assert_eq!(file.metadata_value("format").unwrap(), "pt");
     }

@@ -18,4 +18,6 @@ pub use names::parameter_shapes;
 pub use reader::SafetensorsFile;
 pub use writer::{Dtype, Tensor, Tensors};
 
+pub(crate) use atomic::TEMPORARY;
+pub(crate) use checkpoint::hex;
 pub(crate) use writer::{Data, Entry, prepare_safetensors};

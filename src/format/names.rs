@@ -87,7 +87,9 @@ pub(crate) fn differences(needed: &BTreeMap<String, Vec<usize>>, found: &BTreeMa
     let extra: Vec<_> = found.keys().filter(|name| !needed.contains_key(*name)).cloned().collect();
     let misshapen: Vec<_> = needed
         .iter()
-        .filter_map(|(name, shape)| found.get(name).filter(|other| *other != shape).map(|other| format!("{name} {other:?} instead of {shape:?}")))
+        .filter_map(|(name, shape)| {
+            found.get(name).filter(|other| *other != shape).map(|other| format!("{name} {other:?} instead of {shape:?}"))
+        })
         .collect();
     let kinds = [("missing", missing), ("not part of this model", extra), ("of the wrong shape", misshapen)];
     let sentences: Vec<_> = kinds.iter().filter(|(_, names)| !names.is_empty()).map(|(kind, names)| summary(kind, names)).collect();
@@ -124,7 +126,11 @@ pub(crate) mod tests {
     #[test]
     fn parameter_counts_are_those_of_the_published_models() {
         let count = |config: &ModelConfig| {
-            parameter_shapes(config).iter().filter(|(name, _)| *name != "pos_embed").map(|(_, shape)| shape.iter().product::<usize>()).sum::<usize>()
+            parameter_shapes(config)
+                .iter()
+                .filter(|(name, _)| *name != "pos_embed")
+                .map(|(_, shape)| shape.iter().product::<usize>())
+                .sum::<usize>()
         };
         let medium = ModelConfig {
             depth: 24,

@@ -118,7 +118,10 @@ mod tests {
         let mut cut = tensors.clone();
         cut.remove("joint_blocks.1.x_block.mlp.fc1.bias");
         let error = import_with("", &cut, &["lora"]).unwrap_err().to_string();
-        assert!(error.contains("missing: joint_blocks.1.x_block.mlp.fc1.bias") && error.contains("not part of this model: lora"), "{error}");
+        assert!(
+            error.contains("missing: joint_blocks.1.x_block.mlp.fc1.bias") && error.contains("not part of this model: lora"),
+            "{error}"
+        );
         cut.remove("x_embedder.proj.weight");
         assert!(import_with("", &cut, &[]).unwrap_err().to_string().contains("has no `x_embedder.proj.weight`"));
         let mut bent = tensors.clone();

@@ -134,10 +134,10 @@ impl SafetensorsFile {
             return Err(Error::file(&self.path, format!("tensor `{name}` has no elements {start} to {}", start.saturating_add(out.len()))));
         };
         match dtype {
-            Stored::F32 => convert(bytes, out, |raw| f32::from_le_bytes(raw)),
+            Stored::F32 => convert(bytes, out, f32::from_le_bytes),
             Stored::F64 => convert(bytes, out, |raw| f64::from_le_bytes(raw) as f32),
-            Stored::F16 => half_precision(bytes, out, |raw| half::f16::from_le_bytes(raw)),
-            Stored::BF16 => half_precision(bytes, out, |raw| half::bf16::from_le_bytes(raw)),
+            Stored::F16 => half_precision(bytes, out, half::f16::from_le_bytes),
+            Stored::BF16 => half_precision(bytes, out, half::bf16::from_le_bytes),
             other => return Err(self.wrong_type(name, other, "floats (F32, F16, BF16 or F64)")),
         }
         Ok(())
@@ -151,7 +151,7 @@ impl SafetensorsFile {
         match self.raw(name)? {
             (Stored::F64, bytes) => {
                 let mut out = vec![0.0; bytes.len() / 8];
-                convert(bytes, &mut out, |raw| f64::from_le_bytes(raw));
+                convert(bytes, &mut out, f64::from_le_bytes);
                 Ok(out)
             }
             _ => Ok(self.f32(name)?.into_iter().map(f64::from).collect()),
@@ -180,7 +180,7 @@ impl SafetensorsFile {
             Stored::U8 => convert(bytes, &mut out, |raw| i64::from(u8::from_le_bytes(raw))),
             Stored::I32 => convert(bytes, &mut out, |raw| i64::from(i32::from_le_bytes(raw))),
             Stored::U32 => convert(bytes, &mut out, |raw| i64::from(u32::from_le_bytes(raw))),
-            Stored::I64 => convert(bytes, &mut out, |raw| i64::from_le_bytes(raw)),
+            Stored::I64 => convert(bytes, &mut out, i64::from_le_bytes),
             other => return Err(self.wrong_type(name, other, "whole numbers (U8, U32, I32 or I64)")),
         }
         Ok(out)
@@ -342,7 +342,10 @@ mod tests {
             (u64::MAX.to_le_bytes().to_vec(), "announces a header of 18446744073709551615 bytes"),
             (sample()[..40].to_vec(), "announces a header"),
             (with_header("{not json", &[]), "bad safetensors header"),
-            (with_header(r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, &[0; 7]), "describes 8 bytes of tensors, but holds 7"),
+            (
+                with_header(r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, &[0; 7]),
+                "describes 8 bytes of tensors, but holds 7",
+            ),
             (with_header(r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#, &[0; 8]), "bad safetensors header"),
             (
                 with_header(

@@ -103,7 +103,12 @@ impl<'a> Entry<'a> {
     fn check(&self) -> Result<()> {
         let expected: usize = self.shape.iter().product();
         if self.len() != expected {
-            return Err(Error::Usage(format!("tensor `{}` has {} elements, but its shape {:?} asks for {expected}", self.name, self.len(), self.shape)));
+            return Err(Error::Usage(format!(
+                "tensor `{}` has {} elements, but its shape {:?} asks for {expected}",
+                self.name,
+                self.len(),
+                self.shape
+            )));
         }
         let Data::Floats { parts, dtype: Dtype::F16 } = &self.data else { return Ok(()) };
         let too_large = |value: &f32| value.is_finite() && half::f16::from_f32(*value).is_infinite();

@@ -7,10 +7,9 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::flow::philox;
 use crate::{Error, Result};
 
-/// Philox stream of the word vectors; step 0, seed from the word.
-const STREAM: u32 = 64;
 /// Largest width or length that is taken for meant.
 const LIMIT: usize = 1 << 16;
 
@@ -37,9 +36,9 @@ pub enum TextConfig {
 /// A prompt as the network sees it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TextEmbedding {
-    /// One row per token. // [tokens, context_dim]
+    /// One row per token, `[tokens, context_dim]`.
     pub context: Vec<f32>,
-    /// The sum of the rows. // [pooled_dim]
+    /// The sum of the rows, `[pooled_dim]`.
     pub pooled: Vec<f32>,
 }
 
@@ -103,7 +102,10 @@ impl TextConfig {
 }
 
 fn external() -> Error {
-    Error::Usage("this network's prompts are encoded by other programs (CLIP and T5): its pipeline can be converted, but takes no prompts here".into())
+    Error::Usage(
+        "this network's prompts are encoded by other programs (CLIP and T5): its pipeline can be converted, but takes no prompts here"
+            .into(),
+    )
 }
 
 fn words(prompt: &str) -> impl Iterator<Item = String> {
@@ -125,9 +127,7 @@ fn embed(prompt: &str, dim: usize, tokens: usize) -> TextEmbedding {
 fn word_vector(word: &str, out: &mut [f32]) {
     let digest: [u8; 32] = Sha256::digest(word.as_bytes()).into();
     let seed = digest.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-    for (block, lanes) in (0..).zip(out.chunks_mut(4)) {
-        lanes.copy_from_slice(&crate::flow::philox::normals(seed, 0, STREAM, block)[..lanes.len()]);
-    }
+    philox::fill_normals(seed, 0, philox::stream::WORDS, 0, out);
 }
 
 #[cfg(test)]

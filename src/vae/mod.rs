@@ -14,7 +14,7 @@ const STD_FLOOR: f64 = 0.05;
 /// Largest block.
 const MAX_BLOCK: usize = 32;
 
-/// How images become latents. Images are [C, H, W] in [-1, 1], latents [C', H', W'].
+/// How images become latents. Images are `[C, H, W]` in [-1, 1], latents `[C', H', W']`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum CodecConfig {
@@ -63,7 +63,11 @@ impl CodecConfig {
         let Self::Dct { mean, std, .. } = self else { return Ok(()) };
         for (key, values) in [("mean", mean), ("std", std)] {
             if values.len() != self.latent_channels() {
-                return Err(Error::Config(format!("codec.{key} has {} numbers for {} latent channels", values.len(), self.latent_channels())));
+                return Err(Error::Config(format!(
+                    "codec.{key} has {} numbers for {} latent channels",
+                    values.len(),
+                    self.latent_channels()
+                )));
             }
         }
         if let Some(bad) = mean.iter().chain(std).find(|v| !v.is_finite()).or_else(|| std.iter().find(|v| **v <= 0.0)) {
@@ -99,7 +103,7 @@ impl CodecConfig {
         Ok([channels, h * block, w * block])
     }
 
-    /// Encodes a batch of images of one shape, [n, C, H, W], in parallel.
+    /// Encodes a batch of images of one shape, `[n, C, H, W]`, in parallel.
     ///
     /// # Errors
     /// When the shape does not suit the codec, or `images` is not a whole number of images.
@@ -115,7 +119,7 @@ impl CodecConfig {
         })
     }
 
-    /// Decodes a batch of latents of one shape, [n, C', H', W'], in parallel. Pixels are not clamped.
+    /// Decodes a batch of latents of one shape, `[n, C', H', W']`, in parallel. Pixels are not clamped.
     ///
     /// # Errors
     /// When the shape does not suit the codec, or `latents` is not a whole number of latents.
@@ -132,7 +136,7 @@ impl CodecConfig {
         })
     }
 
-    /// Fits a DCT codec to images of one shape, [n, C, H, W]. With `whiten` = 1 every channel gets unit variance; with 0
+    /// Fits a DCT codec to images of one shape, `[n, C, H, W]`. With `whiten` = 1 every channel gets unit variance; with 0
     /// all are scaled alike; the demo's 0.5 leaves low frequencies, which matter most, half their weight. With `g` the
     /// root mean square of the channels' deviations `s`, the scale is `g (s / g)^whiten`.
     ///
@@ -208,7 +212,7 @@ impl Basis {
         Self { block, cosines: (0..block * block).map(|e| entry(e / block, e % block)).collect() }
     }
 
-    /// Pixels [C, H, W] -> coefficients [C b b, H/b, W/b].
+    /// Pixels `[C, H, W]` -> coefficients `[C b b, H/b, W/b]`.
     fn forward(&self, image: &[f32], shape: [usize; 3], latent: &mut [f32]) {
         let b = self.block;
         let mut block = vec![0.0; 2 * b * b];
@@ -220,7 +224,7 @@ impl Basis {
         });
     }
 
-    /// Coefficients [C b b, H/b, W/b] -> pixels [C, H, W], `shape` being the image's.
+    /// Coefficients `[C b b, H/b, W/b]` -> pixels `[C, H, W]`, `shape` being the image's.
     fn inverse(&self, latent: &[f32], shape: [usize; 3], image: &mut [f32]) {
         let b = self.block;
         let mut block = vec![0.0; 2 * b * b];
