@@ -1,17 +1,11 @@
 //! The parameters of an MMDiT under their original Stable Diffusion 3 names, with their shapes.
 //!
-//! The single table against which every imported file is checked.
+//! Taken from the model itself; every imported file is checked against it.
 
 use std::collections::BTreeMap;
 
-use crate::model::{FREQUENCIES, MLP_RATIO, ModelConfig};
-
-/// Chunks of a joint block's modulation: shift, scale and gate, for the attention and for the MLP.
-const CHUNKS: usize = 6;
-/// With a second attention, three more.
-const DUAL_CHUNKS: usize = 9;
-/// The last block's context, and the final layer, have shift and scale only.
-const LAST_CHUNKS: usize = 2;
+use crate::model::ModelConfig;
+use crate::model::mmdit::{MmditLayout, POS_EMBED};
 
 /// Every tensor of the network, the positional grid `pos_embed` included, by name.
 ///
@@ -22,63 +16,10 @@ const LAST_CHUNKS: usize = 2;
 /// assert_eq!(parameter_shapes(&config)["x_embedder.proj.weight"], [16, 4, 2, 2]);
 /// ```
 pub fn parameter_shapes(config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
-    let (h, patch, grid) = (config.hidden(), config.patch, config.pos_embed_max);
-    let mut shapes = Shapes(BTreeMap::new());
-    shapes.tensor("x_embedder.proj.weight", &[h, config.in_channels, patch, patch]);
-    shapes.tensor("x_embedder.proj.bias", &[h]);
-    shapes.tensor("pos_embed", &[1, grid * grid, h]);
-    shapes.linear("t_embedder.mlp.0", h, FREQUENCIES);
-    shapes.linear("t_embedder.mlp.2", h, h);
-    shapes.linear("y_embedder.mlp.0", h, config.pooled_dim);
-    shapes.linear("y_embedder.mlp.2", h, h);
-    shapes.linear("context_embedder", h, config.context_dim);
-    for block in 0..config.depth {
-        let (dual, last) = (block < config.dual_attention_blocks, block + 1 == config.depth);
-        shapes.stream(config, &format!("joint_blocks.{block}.x_block"), if dual { DUAL_CHUNKS } else { CHUNKS });
-        shapes.stream(config, &format!("joint_blocks.{block}.context_block"), if last { LAST_CHUNKS } else { CHUNKS });
-    }
-    shapes.linear("final_layer.adaLN_modulation.1", LAST_CHUNKS * h, h);
-    shapes.linear("final_layer.linear", patch * patch * config.in_channels, h);
-    shapes.0
-}
-
-struct Shapes(BTreeMap<String, Vec<usize>>);
-
-impl Shapes {
-    fn tensor(&mut self, name: &str, shape: &[usize]) {
-        self.0.insert(name.to_owned(), shape.to_vec());
-    }
-
-    fn linear(&mut self, name: &str, outputs: usize, inputs: usize) {
-        self.tensor(&format!("{name}.weight"), &[outputs, inputs]);
-        self.tensor(&format!("{name}.bias"), &[outputs]);
-    }
-
-    /// The image half or the text half of a joint block, told apart by the chunks of its modulation.
-    fn stream(&mut self, config: &ModelConfig, name: &str, chunks: usize) {
-        let (h, pre_only) = (config.hidden(), chunks == LAST_CHUNKS);
-        self.linear(&format!("{name}.adaLN_modulation.1"), chunks * h, h);
-        self.attention(config, &format!("{name}.attn"), pre_only);
-        if chunks == DUAL_CHUNKS {
-            self.attention(config, &format!("{name}.attn2"), false);
-        }
-        if !pre_only {
-            self.linear(&format!("{name}.mlp.fc1"), MLP_RATIO * h, h);
-            self.linear(&format!("{name}.mlp.fc2"), h, MLP_RATIO * h);
-        }
-    }
-
-    fn attention(&mut self, config: &ModelConfig, name: &str, pre_only: bool) {
-        let h = config.hidden();
-        self.linear(&format!("{name}.qkv"), 3 * h, h);
-        if config.qk_norm {
-            self.tensor(&format!("{name}.ln_q.weight"), &[config.head_dim]);
-            self.tensor(&format!("{name}.ln_k.weight"), &[config.head_dim]);
-        }
-        if !pre_only {
-            self.linear(&format!("{name}.proj"), h, h);
-        }
-    }
+    let layout = MmditLayout::new(config).arena;
+    let mut shapes: BTreeMap<_, _> = layout.entries().iter().map(|entry| (entry.name.clone(), entry.shape.clone())).collect();
+    shapes.insert(POS_EMBED.to_owned(), vec![1, config.pos_embed_max * config.pos_embed_max, config.hidden()]);
+    shapes
 }
 
 /// Lists what differs between the tensors a file holds and those the model needs; empty when nothing does.
@@ -121,34 +62,6 @@ pub(crate) mod tests {
             qk_norm,
             dual_attention_blocks,
         }
-    }
-
-    #[test]
-    fn parameter_counts_are_those_of_the_published_models() {
-        let count = |config: &ModelConfig| {
-            parameter_shapes(config)
-                .iter()
-                .filter(|(name, _)| *name != "pos_embed")
-                .map(|(_, shape)| shape.iter().product::<usize>())
-                .sum::<usize>()
-        };
-        let medium = ModelConfig {
-            depth: 24,
-            heads: 24,
-            head_dim: 64,
-            in_channels: 16,
-            patch: 2,
-            context_dim: 4096,
-            pooled_dim: 2048,
-            pos_embed_max: 192,
-            qk_norm: false,
-            dual_attention_blocks: 0,
-        };
-        assert_eq!(count(&medium) / 10_000_000, 202, "{}", count(&medium));
-        let medium35 = ModelConfig { qk_norm: true, dual_attention_blocks: 13, pos_embed_max: 384, ..medium.clone() };
-        assert_eq!(count(&medium35) / 10_000_000, 224, "{}", count(&medium35));
-        let large = ModelConfig { depth: 38, heads: 38, qk_norm: true, ..medium };
-        assert_eq!(count(&large) / 10_000_000, 805, "{}", count(&large));
     }
 
     #[test]
