@@ -1,0 +1,233 @@
+//! `manifest.json`: what a folder of latents holds, how it was made, and the checksum of every shard.
+//!
+//! Written by [`super::ShardWriter`] after each shard, read by it to go on, and by [`super::LatentDataset`] to check.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::format::{Dtype, Pipeline, SafetensorsFile, hex, write_atomically};
+use crate::{Error, Result};
+
+/// Name of the manifest in its folder.
+pub const MANIFEST: &str = "manifest.json";
+/// Version of the layout.
+const VERSION: u32 = 1;
+/// Bytes hashed between two reports of progress.
+const HASH_CHUNK: usize = 4 << 20;
+
+/// Tensor of the latents in a shard, `[n, C, H, W]`, F32 or F16.
+pub(crate) const LATENTS: &str = "latents";
+/// Tensor of the prompts' places in the table, `[n]`, U32.
+pub(crate) const PROMPT_INDEX: &str = "prompt_index";
+/// Tensor of the seeds the latents were drawn with, `[n]`, I64.
+pub(crate) const SEEDS: &str = "seeds";
+
+/// Everything that decides what the latents are. The same settings give the same data set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatasetSettings {
+    /// Fingerprint of the teacher, see [`crate::format::Checkpoint::fingerprint`].
+    pub teacher: String,
+    /// The teacher's settings.
+    pub pipeline: Pipeline,
+    /// Guidance scale; 1 is unguided.
+    pub guidance: f32,
+    /// `euler` or another sampler.
+    pub sampler: String,
+    /// Sampling steps.
+    pub sampler_steps: usize,
+    /// Seed of the data set.
+    pub seed: u64,
+    /// How the latents are stored.
+    pub dtype: Dtype,
+    /// Number of samples when it is complete.
+    pub total: usize,
+    /// The different prompts; samples refer to them by place.
+    pub prompts: Vec<String>,
+}
+
+impl DatasetSettings {
+    /// Checks every number.
+    ///
+    /// # Errors
+    /// Names the setting that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        self.pipeline.validate()?;
+        let problem = if !self.guidance.is_finite() {
+            format!("guidance = {} must be a finite number", self.guidance)
+        } else if self.sampler_steps == 0 {
+            "sampler_steps must be at least 1".into()
+        } else if self.total == 0 || self.total > u32::MAX as usize {
+            format!("total = {} must be between 1 and {}", self.total, u32::MAX)
+        } else if self.dtype == Dtype::BF16 {
+            "dtype = bf16 is too coarse for latents: use f16 or f32".into()
+        } else if self.prompts.is_empty() {
+            "there are no prompts".into()
+        } else {
+            return Ok(());
+        };
+        Err(Error::Config(format!("latents: {problem}")))
+    }
+
+    /// The settings in which two data sets differ, in words; empty if they would hold the same latents.
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let json = |settings: &Self| {
+            let mut settings = settings.clone();
+            settings.pipeline.notes.clear(); // free text decides nothing
+            serde_json::to_value(settings).unwrap_or(Value::Null)
+        };
+        let mut found = Vec::new();
+        compare("", &json(self), &json(other), &mut found);
+        found
+    }
+}
+
+/// One shard of a data set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShardInfo {
+    /// Its file, in the manifest's folder.
+    pub file: String,
+    /// SHA-256 of the file in hexadecimal.
+    pub sha256: String,
+    /// Size of the file.
+    pub bytes: u64,
+    /// Samples in it.
+    pub count: usize,
+    /// Shape of each latent, `[C, H, W]`.
+    pub shape: [usize; 3],
+}
+
+/// The content of `manifest.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Version of the layout.
+    pub version: u32,
+    /// Program that wrote it.
+    pub created_by: String,
+    /// How the latents were made.
+    pub settings: DatasetSettings,
+    /// The complete shards, in order.
+    pub shards: Vec<ShardInfo>,
+}
+
+impl Manifest {
+    pub(crate) fn new(settings: DatasetSettings) -> Self {
+        Self { version: VERSION, created_by: format!("ladd-fast {}", env!("CARGO_PKG_VERSION")), settings, shards: Vec::new() }
+    }
+
+    /// Samples in the complete shards.
+    pub fn count(&self) -> usize {
+        self.shards.iter().map(|shard| shard.count).fold(0, usize::saturating_add)
+    }
+
+    /// Reads and checks the manifest of a folder.
+    ///
+    /// # Errors
+    /// When it is missing or damaged, or its content contradicts itself.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join(MANIFEST);
+        let text = std::fs::read_to_string(&path).map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => Error::file(&path, "is missing: name a folder of latents that ladd-fast has made, or make one"),
+            _ => Error::io("read", &path, source),
+        })?;
+        let bad =
+            |cause: String| Error::file(&path, format!("{cause}: it was changed by hand or by another version, make the latents again"));
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let Version { version } = serde_json::from_str(&text).map_err(|error| bad(format!("is no manifest ({error})")))?;
+        if version != VERSION {
+            return Err(bad(format!("has version {version}, this program reads {VERSION}")));
+        }
+        let manifest: Self = serde_json::from_str(&text).map_err(|error| bad(format!("is no manifest ({error})")))?;
+        manifest.settings.validate().map_err(|error| bad(error.to_string()))?;
+        if let Some(shard) =
+            manifest.shards.iter().find(|shard| Path::new(&shard.file).file_name().is_none_or(|name| name != shard.file.as_str()))
+        {
+            return Err(bad(format!("names the shard `{}`, which is not a file of its own folder", shard.file)));
+        }
+        if manifest.count() > manifest.settings.total {
+            return Err(bad(format!("lists {} samples of {}", manifest.count(), manifest.settings.total)));
+        }
+        Ok(manifest)
+    }
+
+    pub(crate) fn write(&self, folder: &Path) -> Result<()> {
+        let path = folder.join(MANIFEST);
+        let json = serde_json::to_string_pretty(self).map_err(|error| Error::file(&path, format!("cannot be written: {error}")))?;
+        write_atomically(&path, |out| out.write_all(json.as_bytes()))
+    }
+}
+
+impl ShardInfo {
+    /// Opens the shard and checks all that can be checked without reading the latents: its size and its tensors' shapes.
+    pub(crate) fn open(&self, folder: &Path, prompts: usize) -> Result<(SafetensorsFile, Vec<u32>)> {
+        let path = folder.join(&self.file);
+        let bytes = match std::fs::metadata(&path) {
+            Ok(about) => about.len(),
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => return Err(Error::file(path, format!("is missing: {REMEDY}"))),
+            Err(source) => return Err(Error::io("read", path, source)),
+        };
+        if bytes != self.bytes {
+            return Err(Error::file(path, format!("has {bytes} bytes instead of {}: it was cut short or changed, {REMEDY}", self.bytes)));
+        }
+        let file = SafetensorsFile::open(&path)?;
+        let [c, h, w] = self.shape;
+        file.expect_shape(LATENTS, &[self.count, c, h, w])?;
+        file.expect_shape(PROMPT_INDEX, &[self.count])?;
+        file.expect_shape(SEEDS, &[self.count])?;
+        file.f32_into(LATENTS, 0, &mut [])?; // floats, not something else of that shape
+        let known = |index: &i64| usize::try_from(*index).is_ok_and(|index| index < prompts);
+        let indices = file.i64(PROMPT_INDEX)?;
+        if let Some(bad) = indices.iter().find(|index| !known(index)) {
+            return Err(Error::file(path, format!("refers to prompt {bad}, but {MANIFEST} lists only {prompts}: {REMEDY}")));
+        }
+        Ok((file, indices.into_iter().map(|index| index as u32).collect()))
+    }
+
+    /// Compares the file's checksum; `progress` hears of every few megabytes.
+    pub(crate) fn verify(&self, file: &SafetensorsFile, progress: impl Fn(u64)) -> Result<()> {
+        let mut hash = Sha256::new();
+        for chunk in file.file_bytes().chunks(HASH_CHUNK) {
+            hash.update(chunk);
+            progress(chunk.len() as u64);
+        }
+        if hex(&hash.finalize()) != self.sha256 {
+            return Err(Error::file(
+                file.path(),
+                format!("has changed since it was written (its SHA-256 does not match {MANIFEST}): {REMEDY}"),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// What to do about a bad shard.
+const REMEDY: &str = "restore it, or make the latents again with the same settings, which draws only what is missing";
+
+/// Collects the leaves in which two JSON values differ.
+fn compare(key: &str, a: &Value, b: &Value, found: &mut Vec<String>) {
+    match (a, b) {
+        (Value::Object(left), Value::Object(right)) => {
+            let keys: std::collections::BTreeSet<_> = left.keys().chain(right.keys()).collect();
+            for name in keys {
+                let path = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+                compare(&path, left.get(name).unwrap_or(&Value::Null), right.get(name).unwrap_or(&Value::Null), found);
+            }
+        }
+        (Value::Array(left), Value::Array(right)) if left.len() == right.len() => {
+            if let Some(place) = (0..left.len()).find(|i| left[*i] != right[*i]) {
+                compare(&format!("{key}[{place}]"), &left[place], &right[place], found);
+            }
+        }
+        (Value::Array(left), Value::Array(right)) => found.push(format!("{key}: {} entries, now {}", left.len(), right.len())),
+        _ if a != b => found.push(format!("{key}: {a}, now {b}")),
+        _ => {}
+    }
+}

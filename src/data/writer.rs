@@ -1,0 +1,409 @@
+//! Writing a data set of latents in shards, so that a killed run loses at most the shard it was working on.
+//!
+//! A shard and then the manifest that lists it are each replaced atomically. A run started again with the same settings
+//! finds the complete shards and goes on after them; with other settings it refuses and says what differs.
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use super::manifest::{DatasetSettings, LATENTS, MANIFEST, Manifest, PROMPT_INDEX, SEEDS, ShardInfo};
+use crate::format::{Data, Entry, TEMPORARY, hex, prepare_safetensors, write_atomically};
+use crate::{Error, Result};
+
+/// Held while a folder is being written.
+const LOCK: &str = ".lock";
+
+/// Writes a data set, see the module's description. One writer at a time per folder.
+#[derive(Debug)]
+pub struct ShardWriter {
+    folder: PathBuf,
+    manifest: Manifest,
+    shard_size: usize,
+    pending: Pending,
+    /// Released when the writer is dropped, or by the system when the process dies.
+    _lock: File,
+}
+
+/// Samples that wait for their shard to be full.
+#[derive(Debug, Default)]
+struct Pending {
+    shape: [usize; 3],
+    latents: Vec<f32>,
+    prompts: Vec<u32>,
+    seeds: Vec<i64>,
+}
+
+impl ShardWriter {
+    /// Starts a data set in `folder`, or goes on with the one begun there. A shard takes up to `shard_size` samples.
+    /// Complete shards are checked by their checksums; from the first missing or damaged one on, all is drawn again.
+    ///
+    /// # Errors
+    /// When the folder holds a data set of other settings, another process is writing it, or it cannot be written.
+    pub fn open(folder: impl AsRef<Path>, settings: DatasetSettings, shard_size: usize) -> Result<Self> {
+        let folder = folder.as_ref().to_owned();
+        settings.validate()?;
+        if shard_size == 0 {
+            return Err(Error::Config("latents: a shard must take at least 1 sample".into()));
+        }
+        std::fs::create_dir_all(&folder).map_err(|source| Error::io("create", &folder, source))?;
+        let lock = lock(&folder)?;
+        remove_litter(&folder)?;
+        let manifest = match folder.join(MANIFEST).exists() {
+            true => resume(&folder, settings)?,
+            false => Manifest::new(settings),
+        };
+        manifest.write(&folder)?;
+        Ok(Self { folder, manifest, shard_size, pending: Pending::default(), _lock: lock })
+    }
+
+    /// Samples in complete shards: the number of the sample to go on with.
+    pub fn written(&self) -> usize {
+        self.manifest.count()
+    }
+
+    /// Samples still to be pushed.
+    pub fn remaining(&self) -> usize {
+        self.manifest.settings.total.saturating_sub(self.written() + self.pending.prompts.len())
+    }
+
+    /// Adds the next sample: its latent of `shape` `[C, H, W]`, the place of its prompt in the table, its seed. Samples of
+    /// one shape should follow each other: a change of shape begins a new shard.
+    ///
+    /// # Errors
+    /// When the sample does not fit the settings, is not finite, or a full shard cannot be written.
+    pub fn push(&mut self, latent: &[f32], shape: [usize; 3], prompt: u32, seed: u64) -> Result<()> {
+        self.check(latent, shape, prompt)?;
+        let seed =
+            i64::try_from(seed).map_err(|_| Error::Usage(format!("the seed {seed} is too large to be stored: choose one below 2^63")))?;
+        if shape != self.pending.shape {
+            self.flush()?;
+            self.pending.shape = shape;
+        }
+        self.pending.latents.extend_from_slice(latent);
+        self.pending.prompts.push(prompt);
+        self.pending.seeds.push(seed);
+        if self.pending.prompts.len() >= self.shard_size { self.flush() } else { Ok(()) }
+    }
+
+    /// Writes the samples that wait as a shard, even if it is not full, and lists it in the manifest.
+    ///
+    /// # Errors
+    /// When the shard or the manifest cannot be written; the samples are then still waiting.
+    pub fn flush(&mut self) -> Result<()> {
+        let count = self.pending.prompts.len();
+        if count == 0 {
+            return Ok(());
+        }
+        let file = format!("shard-{:05}.safetensors", self.manifest.shards.len());
+        let (sha256, bytes) = self.pending.write(&self.folder.join(&file), &self.manifest.settings)?;
+        self.manifest.shards.push(ShardInfo { file, sha256, bytes, count, shape: self.pending.shape });
+        if let Err(error) = self.manifest.write(&self.folder) {
+            self.manifest.shards.pop();
+            return Err(error);
+        }
+        self.pending.clear();
+        Ok(())
+    }
+
+    /// Writes the last shard.
+    ///
+    /// # Errors
+    /// When it cannot be written, or fewer samples were pushed than the settings announce.
+    pub fn finish(mut self) -> Result<Manifest> {
+        self.flush()?;
+        match self.remaining() {
+            0 => Ok(self.manifest),
+            missing => Err(Error::file(&self.folder, format!("lacks {missing} of {} latents", self.manifest.settings.total))),
+        }
+    }
+
+    fn check(&self, latent: &[f32], shape: [usize; 3], prompt: u32) -> Result<()> {
+        let settings = &self.manifest.settings;
+        let number = settings.total - self.remaining();
+        let fail = |cause: String| Err(Error::Usage(format!("latent {number}: {cause}")));
+        if self.remaining() == 0 {
+            return fail(format!("the data set is complete with {} latents", settings.total));
+        }
+        if latent.len() != shape.iter().product::<usize>() || shape[0] != settings.pipeline.model.in_channels {
+            return fail(format!(
+                "{} numbers of shape {shape:?} are no latent of {} channels",
+                latent.len(),
+                settings.pipeline.model.in_channels
+            ));
+        }
+        settings.pipeline.model.grid(shape[1], shape[2])?;
+        if prompt as usize >= settings.prompts.len() {
+            return fail(format!("prompt {prompt} is not among the {} of the data set", settings.prompts.len()));
+        }
+        match latent.iter().find(|value| !value.is_finite()) {
+            Some(bad) => fail(format!("holds {bad}: the teacher has diverged, check its checkpoint and the guidance")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Pending {
+    /// Returns the checksum and the size of the file.
+    fn write(&self, path: &Path, settings: &DatasetSettings) -> Result<(String, u64)> {
+        let (n, [c, h, w]) = (self.prompts.len(), self.shape);
+        let entries = vec![
+            Entry::floats(LATENTS, &[n, c, h, w], vec![&self.latents], settings.dtype),
+            Entry { name: PROMPT_INDEX.into(), shape: vec![n], data: Data::U32(&self.prompts) },
+            Entry { name: SEEDS.into(), shape: vec![n], data: Data::I64(&self.seeds) },
+        ];
+        let prepared =
+            prepare_safetensors(&Default::default(), entries).map_err(|error| Error::file(path, format!("is not written: {error}")))?;
+        let mut hash = Sha256::new();
+        let mut bytes = 0;
+        write_atomically(path, |out| {
+            let mut out = Hashing { out, hash: &mut hash, bytes: &mut bytes };
+            prepared.write(&mut out)
+        })?;
+        Ok((hex(&hash.finalize()), bytes))
+    }
+
+    fn clear(&mut self) {
+        self.latents.clear();
+        self.prompts.clear();
+        self.seeds.clear();
+    }
+}
+
+/// Hashes and counts what passes through.
+struct Hashing<'a> {
+    out: &'a mut dyn std::io::Write,
+    hash: &'a mut Sha256,
+    bytes: &'a mut u64,
+}
+
+impl std::io::Write for Hashing<'_> {
+    fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
+        let written = self.out.write(buffer)?;
+        self.hash.update(&buffer[..written]);
+        *self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
+    }
+}
+
+fn lock(folder: &Path) -> Result<File> {
+    let path = folder.join(LOCK);
+    let file = File::create(&path).map_err(|source| Error::io("create", &path, source))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(Error::file(folder, "is being written by another process: wait for it, or choose another folder"));
+        }
+        Err(TryLockError::Error(error)) => {
+            tracing::warn!("{} cannot be locked ({error}): do not write to it twice at once", folder.display())
+        }
+    }
+    Ok(file)
+}
+
+/// Deletes the temporary files of a killed run.
+fn remove_litter(folder: &Path) -> Result<()> {
+    let entries = std::fs::read_dir(folder).map_err(|source| Error::io("read", folder, source))?;
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        if path.extension().is_some_and(|ending| ending == TEMPORARY) {
+            std::fs::remove_file(&path).map_err(|source| Error::io("delete", &path, source))?;
+        }
+    }
+    Ok(())
+}
+
+/// The manifest of the data set begun in a folder, cut before its first bad shard.
+fn resume(folder: &Path, settings: DatasetSettings) -> Result<Manifest> {
+    let mut manifest = Manifest::read(folder)?;
+    let differences = manifest.settings.differences(&settings);
+    if !differences.is_empty() {
+        return Err(Error::file(
+            folder,
+            format!(
+                "holds latents of other settings ({}): use the same settings, another folder, or delete this one",
+                differences.join("; ")
+            ),
+        ));
+    }
+    let prompts = settings.prompts.len();
+    let check = |shard: &ShardInfo| shard.open(folder, prompts).and_then(|(file, _)| shard.verify(&file, |_| ()));
+    let bad = manifest.shards.par_iter().map(check).enumerate().find_first(|(_, outcome)| outcome.is_err());
+    if let Some((number, Err(error))) = bad {
+        tracing::warn!("{error}; drawing again from this shard on");
+        manifest.shards.truncate(number);
+    }
+    Ok(Manifest { settings, ..manifest })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::data::LatentDataset;
+    use crate::format::{Dtype, Pipeline, Role};
+    use crate::model::ModelConfig;
+    use crate::text::TextConfig;
+    use crate::vae::CodecConfig;
+
+    pub fn settings(total: usize, dtype: Dtype) -> DatasetSettings {
+        let model = ModelConfig {
+            depth: 1,
+            heads: 1,
+            head_dim: 64,
+            in_channels: 4,
+            patch: 2,
+            context_dim: 8,
+            pooled_dim: 8,
+            pos_embed_max: 8,
+            qk_norm: false,
+            dual_attention_blocks: 0,
+        };
+        DatasetSettings {
+            teacher: "f00d".into(),
+            pipeline: Pipeline {
+                model,
+                codec: CodecConfig::External { channels: 4, downscale: 8 },
+                text: TextConfig::Words { dim: 8, tokens: 2 },
+                shift: 1.0,
+                role: Role::Teacher,
+                notes: Default::default(),
+            },
+            guidance: 2.0,
+            sampler: "euler".into(),
+            sampler_steps: 20,
+            seed: 7,
+            dtype,
+            total,
+            prompts: ["bag", "coat", "shirt"].map(String::from).to_vec(),
+        }
+    }
+
+    /// Sample `i`: the first `wide` of them are 2 x 4, the rest 2 x 2; values that f16 holds exactly.
+    pub fn sample(i: usize, wide: usize) -> (Vec<f32>, [usize; 3], u32) {
+        let shape = if i < wide { [4, 2, 4] } else { [4, 2, 2] };
+        let latent = (0..shape.iter().product()).map(|e| i as f32 + e as f32 / 64.0).collect();
+        (latent, shape, (i % 3) as u32)
+    }
+
+    /// Pushes samples from where the writer stands up to `end`.
+    pub fn push(writer: &mut ShardWriter, end: usize, wide: usize) {
+        for i in writer.written()..end {
+            let (latent, shape, prompt) = sample(i, wide);
+            writer.push(&latent, shape, prompt, i as u64).unwrap();
+        }
+    }
+
+    fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
+        let mut files: Vec<_> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .map(|entry| (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap()))
+            .collect();
+        files.sort();
+        files
+    }
+
+    #[test]
+    fn a_run_killed_anywhere_and_started_again_gives_the_same_files() {
+        let whole = tempfile::tempdir().unwrap();
+        let mut writer = ShardWriter::open(whole.path(), settings(23, Dtype::F16), 4).unwrap();
+        push(&mut writer, 23, 10);
+        writer.finish().unwrap();
+
+        for killed_at in [0, 1, 4, 7, 9, 10, 11, 22, 23] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut writer = ShardWriter::open(folder.path(), settings(23, Dtype::F16), 4).unwrap();
+            push(&mut writer, killed_at, 10);
+            drop(writer); // without finish: as if killed
+            std::fs::write(folder.path().join(".shard-00001.safetensors.1-1.tmp"), b"half").unwrap();
+            let mut writer = ShardWriter::open(folder.path(), settings(23, Dtype::F16), 4).unwrap();
+            let complete = if killed_at < 10 { killed_at / 4 * 4 } else { 10 + (killed_at - 10) / 4 * 4 };
+            // the shard of the wide samples that is cut short by the change of shape is complete only after it
+            let complete = if killed_at == 10 { 8 } else { complete };
+            assert_eq!(writer.written(), complete, "killed at {killed_at}");
+            push(&mut writer, 23, 10);
+            writer.finish().unwrap();
+            assert!(contents(folder.path()) == contents(whole.path()), "killed at {killed_at}");
+        }
+    }
+
+    #[test]
+    fn a_bad_shard_is_drawn_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = ShardWriter::open(folder.path(), settings(12, Dtype::F32), 4).unwrap();
+        push(&mut writer, 12, 0);
+        writer.finish().unwrap();
+        let before = contents(folder.path());
+        let victim = folder.path().join("shard-00001.safetensors");
+        let mut bytes = std::fs::read(&victim).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        for damage in [&bytes[..], &bytes[..100], &[]] {
+            std::fs::write(&victim, damage).unwrap();
+            let mut writer = ShardWriter::open(folder.path(), settings(12, Dtype::F32), 4).unwrap();
+            assert_eq!((writer.written(), writer.remaining()), (4, 8));
+            push(&mut writer, 12, 0);
+            writer.finish().unwrap();
+            assert!(contents(folder.path()) == before);
+        }
+    }
+
+    #[test]
+    fn other_settings_are_refused_and_named() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(ShardWriter::open(folder.path(), settings(8, Dtype::F32), 4).unwrap());
+        let mut other = settings(8, Dtype::F32);
+        other.guidance = 3.0;
+        other.pipeline.model.depth = 5;
+        other.pipeline.notes.insert("irrelevant".into(), "text".into());
+        other.prompts[1] = "dress".into();
+        let error = ShardWriter::open(folder.path(), other, 4).unwrap_err().to_string();
+        for part in ["guidance: 2.0, now 3.0", "pipeline.model.depth: 1, now 5", "prompts[1]: \"coat\", now \"dress\""] {
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(!error.contains("irrelevant") && !error.contains("seed"), "{error}");
+        let mut longer = settings(8, Dtype::F32);
+        longer.prompts.push("dress".into());
+        assert!(ShardWriter::open(folder.path(), longer, 4).unwrap_err().to_string().contains("prompts: 3 entries, now 4"));
+    }
+
+    #[test]
+    fn two_writers_do_not_share_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = ShardWriter::open(folder.path(), settings(8, Dtype::F32), 4).unwrap();
+        let error = ShardWriter::open(folder.path(), settings(8, Dtype::F32), 4).unwrap_err().to_string();
+        assert!(error.contains("another process"), "{error}");
+        drop(first);
+        ShardWriter::open(folder.path(), settings(8, Dtype::F32), 4).unwrap();
+    }
+
+    #[test]
+    fn samples_that_do_not_fit_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = ShardWriter::open(folder.path(), settings(2, Dtype::F16), 4).unwrap();
+        let mut says = |latent: &[f32], shape: [usize; 3], prompt: u32, seed: u64, what: &str| {
+            let error = writer.push(latent, shape, prompt, seed).unwrap_err().to_string();
+            assert!(error.contains(what), "{error}");
+        };
+        says(&[0.0; 16], [4, 2, 3], 0, 0, "no latent of 4 channels");
+        says(&[0.0; 16], [1, 4, 4], 0, 0, "no latent of 4 channels");
+        says(&[0.0; 12], [4, 1, 3], 0, 0, "1x3");
+        says(&[0.0; 16], [4, 2, 2], 3, 0, "prompt 3");
+        says(&[f32::INFINITY; 16], [4, 2, 2], 0, 0, "latent 0: holds inf");
+        says(&[0.0; 16], [4, 2, 2], 0, u64::MAX, "seed");
+        push(&mut writer, 1, 0);
+        assert!(writer.finish().unwrap_err().to_string().contains("lacks 1 of 2"));
+        let mut writer = ShardWriter::open(folder.path(), settings(2, Dtype::F16), 4).unwrap();
+        push(&mut writer, 2, 0);
+        assert!(writer.push(&[0.0; 16], [4, 2, 2], 0, 0).unwrap_err().to_string().contains("complete"));
+        writer.finish().unwrap();
+        assert_eq!(LatentDataset::open(folder.path(), &|_, _| ()).unwrap().len(), 2);
+        assert!(ShardWriter::open(folder.path(), settings(2, Dtype::BF16), 4).is_err());
+        assert!(ShardWriter::open(folder.path(), settings(0, Dtype::F16), 4).is_err());
+        assert!(ShardWriter::open(folder.path(), settings(2, Dtype::F16), 0).is_err());
+    }
+}

@@ -1,0 +1,219 @@
+//! Writing safetensors, streamed: 8 bytes of header length, a JSON header, then the tensors one after the other.
+//!
+//! Floats are converted a chunk at a time, so a checkpoint is never held in memory twice. The same content gives the
+//! same bytes: keys are sorted, and tensors lie in the order of their names (wider types first, which aligns them).
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::{Error, Result};
+
+/// Floating-point type of the tensors in a file; in memory they are f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// IEEE single precision: what training continues from.
+    #[default]
+    F32,
+    /// IEEE half precision: values up to 65504.
+    F16,
+    /// bfloat16: the range of f32, 8 bits of mantissa.
+    BF16,
+}
+
+impl Dtype {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::BF16 => "BF16",
+        }
+    }
+}
+
+/// A tensor in memory, row-major.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tensor {
+    /// Sizes of the axes, slowest first.
+    pub shape: Vec<usize>,
+    /// Elements; as many as the product of `shape`.
+    pub data: Vec<f32>,
+}
+
+/// The tensors of a network under their original Stable Diffusion 3 names, see [`crate::format::parameter_shapes`].
+pub type Tensors = BTreeMap<String, Tensor>;
+
+impl Tensor {
+    /// A tensor of zeros.
+    pub fn zeros(shape: &[usize]) -> Self {
+        Self { shape: shape.to_vec(), data: vec![0.0; shape.iter().product()] }
+    }
+}
+
+/// What a tensor of a file is made from.
+pub(crate) enum Data<'a> {
+    /// Floats, the concatenation of `parts`, converted to `dtype` while they are written.
+    Floats { parts: Vec<&'a [f32]>, dtype: Dtype },
+    /// Unsigned 32-bit integers.
+    U32(&'a [u32]),
+    /// Signed 64-bit integers.
+    I64(&'a [i64]),
+}
+
+/// One tensor to write.
+pub(crate) struct Entry<'a> {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub data: Data<'a>,
+}
+
+impl<'a> Entry<'a> {
+    pub fn floats(name: impl Into<String>, shape: &[usize], parts: Vec<&'a [f32]>, dtype: Dtype) -> Self {
+        Self { name: name.into(), shape: shape.to_vec(), data: Data::Floats { parts, dtype } }
+    }
+
+    fn element(&self) -> (&'static str, usize) {
+        match &self.data {
+            Data::Floats { dtype, .. } => (dtype.name(), dtype.size()),
+            Data::U32(_) => ("U32", 4),
+            Data::I64(_) => ("I64", 8),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match &self.data {
+            Data::Floats { parts, .. } => parts.iter().map(|part| part.len()).sum(),
+            Data::U32(values) => values.len(),
+            Data::I64(values) => values.len(),
+        }
+    }
+
+    /// Refuses what would be read back as something else.
+    fn check(&self) -> Result<()> {
+        let expected: usize = self.shape.iter().product();
+        if self.len() != expected {
+            return Err(Error::Usage(format!(
+                "tensor `{}` has {} elements, but its shape {:?} asks for {expected}",
+                self.name,
+                self.len(),
+                self.shape
+            )));
+        }
+        let Data::Floats { parts, dtype: Dtype::F16 } = &self.data else { return Ok(()) };
+        let too_large = |value: &f32| value.is_finite() && half::f16::from_f32(*value).is_infinite();
+        match parts.iter().copied().flatten().find(|value| too_large(value)) {
+            Some(value) => Err(Error::Usage(format!(
+                "tensor `{}` holds {value}, beyond float16's largest value 65504: save it as bf16 or f32",
+                self.name
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        match &self.data {
+            Data::Floats { parts, dtype } => parts.iter().try_for_each(|part| write_floats(out, part, *dtype)),
+            Data::U32(values) => values.iter().try_for_each(|value| out.write_all(&value.to_le_bytes())),
+            Data::I64(values) => values.iter().try_for_each(|value| out.write_all(&value.to_le_bytes())),
+        }
+    }
+}
+
+fn write_floats(out: &mut dyn Write, values: &[f32], dtype: Dtype) -> io::Result<()> {
+    const CHUNK: usize = 1 << 14;
+    let mut bytes = Vec::with_capacity(CHUNK * dtype.size());
+    for chunk in values.chunks(CHUNK) {
+        bytes.clear();
+        match dtype {
+            Dtype::F32 => bytes.extend(chunk.iter().flat_map(|v| v.to_le_bytes())),
+            Dtype::F16 => bytes.extend(chunk.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes())),
+            Dtype::BF16 => bytes.extend(chunk.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes())),
+        }
+        out.write_all(&bytes)?;
+    }
+    Ok(())
+}
+
+/// A safetensors file ready to be written: everything that can be wrong with it has been checked.
+pub(crate) struct Prepared<'a> {
+    header: Vec<u8>,
+    entries: Vec<Entry<'a>>,
+}
+
+impl Prepared<'_> {
+    /// Writes the whole file.
+    pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        out.write_all(&(self.header.len() as u64).to_le_bytes())?;
+        out.write_all(&self.header)?;
+        self.entries.iter().try_for_each(|entry| entry.write(out))
+    }
+}
+
+/// Checks the tensors and lays the file out.
+pub(crate) fn prepare_safetensors<'a>(metadata: &BTreeMap<String, String>, mut entries: Vec<Entry<'a>>) -> Result<Prepared<'a>> {
+    entries.sort_by(|a, b| b.element().1.cmp(&a.element().1).then_with(|| a.name.cmp(&b.name)));
+    let mut header = serde_json::Map::new();
+    if !metadata.is_empty() {
+        header.insert("__metadata__".into(), json!(metadata));
+    }
+    let mut offset = 0;
+    for entry in &entries {
+        entry.check()?;
+        let (dtype, size) = entry.element();
+        let end = offset + entry.len() * size;
+        header.insert(entry.name.clone(), json!({ "dtype": dtype, "shape": entry.shape, "data_offsets": [offset, end] }));
+        offset = end;
+    }
+    let mut header = serde_json::Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    Ok(Prepared { header, entries })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(entries: Vec<Entry<'_>>) -> Result<Vec<u8>> {
+        let mut out = Vec::new();
+        prepare_safetensors(&BTreeMap::from([("format".into(), "pt".into())]), entries)?.write(&mut out).unwrap();
+        Ok(out)
+    }
+
+    #[test]
+    fn the_reference_implementation_reads_what_is_written() {
+        let floats = [1.0, -2.5, 3.25, 65504.0];
+        let entries = vec![
+            Entry::floats("b", &[2, 2], vec![&floats[2..], &floats[..2]], Dtype::F16),
+            Entry::floats("a", &[4], vec![&floats], Dtype::F32),
+            Entry { name: "i".into(), shape: vec![2], data: Data::I64(&[-1, 7]) },
+            Entry { name: "u".into(), shape: vec![1], data: Data::U32(&[9]) },
+        ];
+        let file = bytes(entries).unwrap();
+        let read = safetensors::SafeTensors::deserialize(&file).unwrap();
+        assert_eq!(read.tensor("a").unwrap().data(), floats.map(f32::to_le_bytes).concat());
+        assert_eq!(read.tensor("b").unwrap().data(), [3.25, 65504.0, 1.0, -2.5].map(|v| half::f16::from_f32(v).to_le_bytes()).concat());
+        assert_eq!(read.tensor("i").unwrap().data(), [-1i64, 7].map(i64::to_le_bytes).concat());
+        assert_eq!(read.tensor("u").unwrap().shape(), [1]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_back_is_refused() {
+        let large = [1e5];
+        let error = bytes(vec![Entry::floats("w", &[1], vec![&large], Dtype::F16)]).err().unwrap().to_string();
+        assert!(error.contains("`w` holds 100000") && error.contains("bf16"), "{error}");
+        assert!(bytes(vec![Entry::floats("w", &[1], vec![&large], Dtype::BF16)]).is_ok());
+        let error = bytes(vec![Entry::floats("w", &[3], vec![&large], Dtype::F32)]).err().unwrap().to_string();
+        assert!(error.contains("[3] asks for 3"), "{error}");
+    }
+}
