@@ -110,9 +110,9 @@ pub fn distillation_panels(steps: &[StepRecord], quality: &[QualityRecord], chan
         },
     ];
     if !quality.is_empty() {
-        panels.push(quality_panel("Fréchet distance to the test set (lower is better)", quality, vec![0.0], |q| q.fd));
-        panels.push(quality_panel("Share recognised as the prompt", quality, vec![1.0], |q| q.accuracy));
-        panels.push(quality_panel("Diversity within a prompt, relative to real images", quality, vec![0.0, 1.0], |q| q.diversity));
+        panels.push(quality_panel("Student: Fréchet distance, lower is better", quality, vec![0.0], |q| q.fd));
+        panels.push(quality_panel("Student: share recognised as the prompt", quality, vec![1.0], |q| q.accuracy));
+        panels.push(quality_panel("Student: diversity, 1 is that of real images", quality, vec![0.0, 1.0], |q| q.diversity));
     }
     panels
 }
@@ -167,14 +167,14 @@ fn quality_panel(title: &str, quality: &[QualityRecord], include: Vec<f64>, valu
         by_steps.entry(record.steps).or_default().push((f64::from(record.step), value(record)));
     }
     let series = by_steps.into_iter().enumerate().map(|(index, (steps, points))| Series {
-        name: format!("student, {steps} step{}", if steps == 1 { "" } else { "s" }),
+        name: format!("{steps} step{}", if steps == 1 { "" } else { "s" }),
         colour: COLOURS[index % COLOURS.len()],
         points,
         stroke: Stroke::Points,
     });
     let teacher = quality.iter().filter(|q| q.network == "teacher" && q.guidance != 1.0).max_by_key(|q| q.steps);
     let reference =
-        teacher.map(|q| Reference { name: format!("teacher, {} steps, guidance {}", q.steps, q.guidance), value: value(q), colour: DARK });
+        teacher.map(|q| Reference { name: format!("teacher, {} steps, guided", q.steps), value: value(q), colour: DARK });
     Panel { title: title.into(), log: false, include, series: series.collect(), references: reference.into_iter().collect() }
 }
 
@@ -362,7 +362,7 @@ fn colour(Rgb([r, g, b]): Rgb<u8>) -> RGBColor {
     RGBColor(r, g, b)
 }
 
-/// Centred mean over about a twentieth of the points; geometric on a logarithmic axis.
+/// Centred mean over about a twentieth of the points, over fewer at the ends; geometric on a logarithmic axis.
 fn moving_average(points: &[(f64, f64)], log: bool) -> Vec<(f64, f64)> {
     let half = points.len() / 40;
     let value = |p: &(f64, f64)| if log { p.1.ln() } else { p.1 };
@@ -374,8 +374,8 @@ fn moving_average(points: &[(f64, f64)], log: bool) -> Vec<(f64, f64)> {
         .collect();
     (0..points.len())
         .map(|i| {
-            let reach = half.min(i).min(points.len() - 1 - i);
-            let mean = (sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1) as f64;
+            let (from, to) = (i.saturating_sub(half), (i + half + 1).min(points.len()));
+            let mean = (sums[to] - sums[from]) / (to - from) as f64;
             (points[i].0, if log { mean.exp() } else { mean })
         })
         .collect()
