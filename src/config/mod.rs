@@ -1,1 +1,143 @@
-//! Configuration files: TOML, presets, overrides.
+//! The configuration: one struct for every command, read from TOML.
+//!
+//! Layers, later ones win: built-in defaults, a named preset, `--config FILE`, command-line flags, `--set key=value`
+//! (see [`Sources`]). Every key is listed with its default and meaning in `docs/configuration.md`, which is generated
+//! by [`reference_markdown`]. An unknown key is an error that names the key, the file and the line.
+
+mod layers;
+mod presets;
+mod reference;
+mod sections;
+
+pub use layers::{Flag, Sources};
+pub use presets::{PRESETS, Preset, preset};
+pub use reference::reference_markdown;
+pub use sections::{
+    DataConfig, DistillConfig, EvalConfig, OptimSections, PretrainConfig, SampleConfig, SamplerKind, SynthesizeConfig, TeacherConfig,
+};
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ladd::LaddConfig;
+use crate::model::ModelConfig;
+use crate::{Error, Result};
+
+/// Everything a run can be told. The top-level keys come first, then one field per TOML section.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The preset that the values began from.
+    pub preset: String,
+    /// Seed of every random draw. The same seed gives the same run.
+    pub seed: u64,
+    /// Worker threads; 0 means all cores.
+    pub threads: usize,
+    /// Folder in which every run gets a folder of its own.
+    pub run_dir: PathBuf,
+    /// Shape of the network that `pretrain` trains.
+    pub model: ModelConfig,
+    /// The teacher.
+    pub teacher: TeacherConfig,
+    /// Where images and latents come from.
+    pub data: DataConfig,
+    /// Training latents made by the teacher.
+    pub synthesize: SynthesizeConfig,
+    /// Rectified-flow training of a teacher.
+    pub pretrain: PretrainConfig,
+    /// The distillation run.
+    pub distill: DistillConfig,
+    /// The LADD step.
+    pub ladd: LaddConfig,
+    /// Optimisers of the distillation.
+    pub optim: OptimSections,
+    /// Drawing images with `sample`.
+    pub sample: SampleConfig,
+    /// Measuring quality.
+    pub eval: EvalConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            preset: "demo".into(),
+            seed: 0,
+            threads: 0,
+            run_dir: "runs".into(),
+            model: sections::demo_model(),
+            teacher: TeacherConfig::default(),
+            data: DataConfig::default(),
+            synthesize: SynthesizeConfig::default(),
+            pretrain: PretrainConfig::default(),
+            distill: DistillConfig::default(),
+            ladd: LaddConfig::default(),
+            optim: OptimSections::default(),
+            sample: SampleConfig::default(),
+            eval: EvalConfig::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads and validates the layers.
+    ///
+    /// # Errors
+    /// An unreadable file, an unknown key, a value of the wrong type or out of range; the message says where it was set.
+    pub fn load(sources: &Sources<'_>) -> Result<Self> {
+        let config = layers::load(sources)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The configuration as TOML, with every key. Reading it back gives the same configuration.
+    ///
+    /// # Errors
+    /// When a value cannot be written as TOML (a seed beyond 63 bits).
+    pub fn resolved(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| Error::Config(format!("cannot be written as TOML: {e}")))
+    }
+
+    /// Checks every section, and warns about settings that are legal but known to fail.
+    ///
+    /// # Errors
+    /// Names the first key that is out of range, or the two that exclude each other.
+    pub fn validate(&self) -> Result<()> {
+        self.model.validate()?;
+        self.ladd.validate()?;
+        self.optim.student.validate("optim.student")?;
+        self.optim.heads.validate("optim.heads")?;
+        self.data.validate()?;
+        self.synthesize.validate()?;
+        self.pretrain.validate()?;
+        self.distill.validate()?;
+        self.sample.validate()?;
+        self.eval.validate()?;
+        sections::in_range("teacher.shift", self.teacher.shift, self.teacher.shift > 0.0)?;
+        if self.seed > i64::MAX as u64 {
+            return Err(Error::Config(format!("seed = {} must be below 2^63", self.seed)));
+        }
+        if self.threads > 4096 {
+            return Err(Error::Config(format!("threads = {} is far out of range; 0 means all cores", self.threads)));
+        }
+        Ok(())
+    }
+
+    /// Settings that are legal but known to fail, in words; `distill` prints them before it begins.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let micro_batch = self.distill.micro_batch();
+        if micro_batch < 2 && self.ladd.adversarial_weight > 0.0 {
+            warnings.push(format!(
+                "distill.batch / distill.accumulate = {micro_batch}: with one sample at a time the hinge loss is all or nothing; use micro-batches of at least 2"
+            ));
+        }
+        if self.ladd.adversarial_weight == 0.0 {
+            warnings.push("ladd.adversarial_weight = 0: this is the regression control, not LADD; expect blurry one-step images".into());
+        }
+        warnings
+    }
+}
+
+#[cfg(test)]
+mod tests;

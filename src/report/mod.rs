@@ -1,1 +1,30 @@
-//! Pictures for people: image grids, training curves, tables.
+//! Pictures for people: labelled image grids, training curves, the table of results.
+
+mod curves;
+mod grid;
+mod table;
+mod text;
+
+pub use curves::{Panel, Reference, Series, Stroke, distillation_panels, draw_panels, pretrain_panels};
+pub use grid::{Grid, Group, Row, draw_grid};
+pub use table::{Gain, Results};
+pub use text::{Anchor, Ink, Weight};
+
+use std::path::Path;
+
+use image::RgbImage;
+
+use crate::train::run_folder::write_whole;
+use crate::{Error, Result};
+
+/// Saves a picture as PNG; an existing file is replaced at once, never half.
+///
+/// # Errors
+/// When the picture cannot be encoded or the file cannot be written.
+pub fn save_png(picture: &RgbImage, path: &Path) -> Result<()> {
+    let mut bytes = Vec::new();
+    picture
+        .write_to(&mut std::io::Cursor::new(&mut bytes), image::ImageFormat::Png)
+        .map_err(|e| Error::file(path, format!("cannot be encoded as PNG: {e}")))?;
+    write_whole(path, &bytes)
+}

@@ -1,6 +1,6 @@
 //! What a training step reports, one JSON object a line in `metrics.jsonl`.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// One discriminator head in one step. Means and accuracies run over the batch and all token positions.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -8,16 +8,22 @@ pub struct HeadStats {
     /// The tapped block.
     pub block: usize,
     /// Discriminator loss of this head.
+    #[serde(deserialize_with = "number")]
     pub loss_d: f32,
     /// Generator loss of this head.
+    #[serde(deserialize_with = "number")]
     pub loss_g: f32,
     /// Mean logit on real latents.
+    #[serde(deserialize_with = "number")]
     pub mean_real: f32,
     /// Mean logit on the student's latents.
+    #[serde(deserialize_with = "number")]
     pub mean_fake: f32,
     /// Share of real positions with a positive logit.
+    #[serde(deserialize_with = "number")]
     pub accuracy_real: f32,
     /// Share of fake positions with a negative logit.
+    #[serde(deserialize_with = "number")]
     pub accuracy_fake: f32,
 }
 
@@ -33,16 +39,22 @@ pub struct StepRecord {
     /// Learning rate of the heads.
     pub lr_heads: f64,
     /// Mean discriminator loss over the heads.
+    #[serde(deserialize_with = "number")]
     pub loss_d: f32,
     /// Mean generator loss over the heads.
+    #[serde(deserialize_with = "number")]
     pub loss_g: f32,
     /// Distillation loss `mean (x̂0 - x0)^2`, before its weight; measured even where its weight is 0.
+    #[serde(deserialize_with = "number")]
     pub loss_distillation: f32,
     /// Approximate R1 penalty before its weight, 0 where it is off.
+    #[serde(deserialize_with = "number")]
     pub penalty_r1: f32,
     /// Global norm of the student's gradient, before clipping.
+    #[serde(deserialize_with = "number")]
     pub grad_norm_student: f32,
     /// Global norm of the heads' gradient, before clipping.
+    #[serde(deserialize_with = "number")]
     pub grad_norm_heads: f32,
     /// Updates skipped so far because a gradient was not finite (student, heads).
     pub skipped: [u32; 2],
@@ -60,8 +72,10 @@ pub struct PretrainRecord {
     /// Learning rate of this step.
     pub lr: f64,
     /// Velocity loss `mean (v̂ - v)^2`.
+    #[serde(deserialize_with = "number")]
     pub loss: f32,
     /// Global gradient norm before clipping.
+    #[serde(deserialize_with = "number")]
     pub grad_norm: f32,
 }
 
@@ -81,11 +95,19 @@ pub struct QualityRecord {
     /// Network evaluations an image costs (guidance doubles them).
     pub evaluations: usize,
     /// Fréchet distance to the test set, in the classifier's features.
+    #[serde(deserialize_with = "number")]
     pub fd: f64,
     /// Share of images that the classifier recognises as what the prompt asked for.
+    #[serde(deserialize_with = "number")]
     pub accuracy: f64,
     /// Mean distance between images of one prompt, relative to real images of that class.
+    #[serde(deserialize_with = "number")]
     pub diversity: f64,
     /// How many images were drawn.
     pub samples: usize,
+}
+
+/// A number that JSON may have had to write as `null`, because it was not finite.
+fn number<'de, D: Deserializer<'de>, T: Deserialize<'de> + From<f32>>(deserializer: D) -> Result<T, D::Error> {
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_else(|| T::from(f32::NAN)))
 }

@@ -6,9 +6,11 @@ mod metrics;
 mod network;
 mod optim;
 mod pretrain;
+pub mod run_folder;
 
 pub use distill::{DistillSettings, Distiller, MicroBatch};
 pub use metrics::{HeadStats, PretrainRecord, QualityRecord, StepRecord};
 pub use network::Network;
 pub use optim::{OptimConfig, Schedule};
 pub use pretrain::{PretrainSettings, Pretrainer, initial_weights};
+pub use run_folder::{Record, RunFolder};

@@ -1,0 +1,215 @@
+//! The meaning of every key, and the page `docs/configuration.md` that is made from it.
+
+use std::fmt::Write as _;
+
+use super::{Config, PRESETS, Sources, layers};
+use crate::{Error, Result};
+
+/// Every key with its meaning, in the order of the page. A test holds this list against the configuration struct.
+const MEANINGS: &[(&str, &str)] = &[
+    ("preset", "The preset that the values begin from."),
+    ("seed", "Seed of every random draw: the same seed gives the same run, on any number of threads."),
+    ("threads", "Worker threads; 0 means all cores."),
+    ("run_dir", "Folder in which every run gets a folder of its own."),
+    ("teacher.checkpoint", "The teacher's checkpoint (safetensors), or `builtin` for the demo's teacher that is part of the program."),
+    ("teacher.shift", "Shift of the teacher's Euler schedule, for synthesis and evaluation (SD3: 3; 1 is none)."),
+    ("data.shards", "Folder of latent shards to distil on. Empty: the teacher synthesizes them into the run folder first."),
+    ("data.images", "Folder of the Fashion-MNIST idx files, which only `pretrain` reads (`scripts/get-demo-data` fetches them)."),
+    ("data.latent", "How images become latents: `dct` (the demo's stand-in for a VAE) or `vae` (not in this version)."),
+    ("data.text", "How prompts become embeddings: `words` (the demo's stand-in for text encoders) or `sd3` (not in this version)."),
+    ("synthesize.count", "How many latents the teacher draws."),
+    ("synthesize.steps", "Euler steps per latent."),
+    ("synthesize.guidance", "Constant guidance scale; 1 is unguided. The student learns to draw guided images without guidance."),
+    ("synthesize.batch", "Latents drawn at once."),
+    ("synthesize.shard_size", "Latents per shard file; an interrupted synthesis continues after the last whole shard."),
+    ("synthesize.prompts", "Text file with one prompt a line. Empty: the captions of the demo's classes."),
+    ("synthesize.negative_prompt", "What guidance steers away from. Empty: the empty prompt."),
+    ("synthesize.height", "Image height in pixels; 0 means the size the teacher was trained for."),
+    ("synthesize.width", "Image width in pixels; 0 means the size the teacher was trained for."),
+    ("distill.steps", "Optimiser steps."),
+    ("distill.batch", "Samples per optimiser step."),
+    ("distill.accumulate", "Micro-batches a step is cut into, to save memory; must divide `batch`. The result is the same to rounding."),
+    ("distill.ema_decay", "Decay of the moving average of the student; the average is what is measured and saved."),
+    ("distill.checkpoint_every", "Steps between checkpoints; 0 writes only the last."),
+    ("distill.keep_checkpoints", "How many checkpoints are kept."),
+    ("distill.sample_every", "Steps between sample grids; 0 draws only the first and the last."),
+    ("distill.eval_every", "Steps between measurements of quality; 0 measures only before and after."),
+    ("distill.log_every", "Steps between records in `metrics.jsonl`."),
+    ("distill.activation_checkpointing", "Keep only the inputs of blocks and recompute the rest: less memory, about a third more time."),
+    ("distill.control", "Also train the control: the same student by plain regression onto the same latents, for the table."),
+    ("distill.control_steps", "Steps of the control; 0 means as many as `distill.steps`."),
+    (
+        "ladd.update",
+        "`simultaneous`: one forward serves the student and the heads. `alternating`: the student first, then the heads on fresh draws.",
+    ),
+    ("ladd.loss", "`hinge` or `non_saturating`."),
+    ("ladd.student_t", "How the student's time `t` is drawn (see *Timestep distributions*)."),
+    ("ladd.renoise_t", "How the discriminator's time is drawn: high times judge structure, low times texture."),
+    ("ladd.taps", "Blocks of the teacher that feed a head, counted from 0. Empty: every block."),
+    ("ladd.head_width", "Channels inside a head."),
+    ("ladd.r1_weight", "Weight of the approximate R1 penalty; 0 turns it off."),
+    ("ladd.r1_sigma", "Size of the perturbation in that penalty."),
+    ("ladd.mismatch_weight", "Weight of real latents with another sample's prompt as further fakes; 0 turns them off."),
+    ("ladd.distillation_weight", "Weight of the squared error to the real latent in the student's loss; 0 turns it off."),
+    ("ladd.adversarial_weight", "Weight of the adversarial loss in the student's loss; 0 leaves a plain regression."),
+    ("optim.student.lr", "Learning rate of the student. At the demo's size 3e-4 already costs diversity."),
+    ("optim.student.beta1", "Decay of the first moment."),
+    ("optim.student.beta2", "Decay of the second moment."),
+    ("optim.student.eps", "Added to the root of the second moment."),
+    ("optim.student.weight_decay", "Decoupled weight decay."),
+    ("optim.student.clip", "Largest global gradient norm; larger gradients are scaled down to it."),
+    ("optim.student.warmup_steps", "Steps of linear warm-up."),
+    ("optim.student.schedule", "What follows the warm-up: `constant` or `cosine`."),
+    ("optim.heads.lr", "Learning rate of the discriminator heads."),
+    ("optim.heads.beta1", "As for the student."),
+    ("optim.heads.beta2", "As for the student."),
+    ("optim.heads.eps", "As for the student."),
+    ("optim.heads.weight_decay", "As for the student."),
+    ("optim.heads.clip", "As for the student."),
+    ("optim.heads.warmup_steps", "As for the student."),
+    ("optim.heads.schedule", "As for the student."),
+    ("sample.steps", "Sampling steps."),
+    ("sample.guidance", "Guidance scale; 1 is unguided, which is what a LADD student wants."),
+    ("sample.shift", "Shift of the schedule (SD3: 3; 1 is none)."),
+    ("sample.sampler", "`renoise` for students, `euler` for teachers."),
+    ("sample.height", "Image height in pixels; 0 means the size the network was trained for."),
+    ("sample.width", "Image width in pixels; 0 means the size the network was trained for."),
+    ("eval.samples", "Images drawn per setting. Fréchet distances from different numbers of images do not compare."),
+    ("eval.batch", "Images drawn at once."),
+    ("eval.student_steps", "Step counts at which the student is measured, unguided, with the renoise sampler."),
+    ("eval.teacher_steps", "Step counts at which the teacher is measured, guided and unguided, with Euler."),
+    ("eval.guidance", "Guidance scale of the guided teacher."),
+    ("model.depth", "Joint blocks of the network that `pretrain` trains. Other commands read the shape from the checkpoint."),
+    ("model.heads", "Attention heads; the hidden width is `heads * head_dim`."),
+    ("model.head_dim", "Width of one attention head; the CUDA kernels take 64 and 128."),
+    ("model.in_channels", "Channels of the latent."),
+    ("model.patch", "Side of the square patch that becomes one token."),
+    ("model.context_dim", "Width of the text context (SD3: 4096)."),
+    ("model.pooled_dim", "Width of the pooled text embedding (SD3: 2048)."),
+    ("model.pos_embed_max", "Side of the stored positional grid, in tokens (SD3-medium: 192)."),
+    ("model.qk_norm", "RMSNorm of queries and keys (SD3.5)."),
+    ("model.dual_attention_blocks", "How many leading blocks have a second, image-only attention (SD3.5-medium: 13)."),
+    ("pretrain.steps", "Optimiser steps."),
+    ("pretrain.batch", "Samples per step."),
+    ("pretrain.caption_dropout", "Share of samples trained without their caption, which is what guidance needs."),
+    ("pretrain.t", "Distribution of the diffusion time."),
+    ("pretrain.ema_decay", "Decay of the moving average of the weights that is saved."),
+    ("pretrain.checkpoint_every", "Steps between checkpoints; 0 writes only the last."),
+    ("pretrain.keep_checkpoints", "How many checkpoints are kept."),
+    ("pretrain.log_every", "Steps between records in `metrics.jsonl`."),
+    ("pretrain.sample_every", "Steps between grids of samples; 0 draws only the last."),
+    ("pretrain.optim.lr", "Learning rate."),
+    ("pretrain.optim.beta1", "Decay of the first moment."),
+    ("pretrain.optim.beta2", "Decay of the second moment."),
+    ("pretrain.optim.eps", "Added to the root of the second moment."),
+    ("pretrain.optim.weight_decay", "Decoupled weight decay."),
+    ("pretrain.optim.clip", "Largest global gradient norm."),
+    ("pretrain.optim.warmup_steps", "Steps of linear warm-up."),
+    ("pretrain.optim.schedule", "`constant` or `cosine`."),
+];
+
+const HEAD: &str = "\
+# Configuration
+
+This page is made from the program (`UPDATE_DOCS=1 cargo test --release docs_list_every_key` rewrites it); a test fails when it is stale.
+
+A command reads its settings in layers, later ones win:
+
+1. the built-in defaults,
+2. a preset: `--preset NAME`, or `preset = \"NAME\"` in the file, otherwise `demo`,
+3. `--config FILE`, a TOML file that may name any of the keys below,
+4. flags such as `--steps 100`,
+5. `--set key=value`, with dotted keys and TOML values: `--set optim.student.lr=5e-5 --set eval.student_steps=1,2`.
+
+Every run writes what it resolved to `config.toml` in its folder, which is a valid `--config FILE`.
+An unknown key is an error that names the file and the line.
+
+```toml
+# my-run.toml, used by: ladd-fast distill --config my-run.toml
+preset = \"demo\"
+seed = 7
+
+[distill]
+steps = 1600
+
+[ladd]
+update = \"alternating\"
+renoise_t = { kind = \"logit_normal\", mean = 0.0, std = 1.0 }
+```
+
+## Timestep distributions
+
+`ladd.student_t`, `ladd.renoise_t` and `pretrain.t` are tables. `t = 1` is pure noise. Naming another `kind` replaces the whole table.
+
+| kind | further keys | draws |
+|---|---|---|
+| `discrete` | `values`, `probs`, `warmup_probs`, `warmup_steps` | one of `values` with probability `probs`; `warmup_probs` in the first `warmup_steps` steps |
+| `logit_normal` | `mean`, `std` | `sigmoid(mean + std n)`, clamped to [0.001, 0.999] |
+| `uniform` | | uniform in (0, 1) |
+| `shifted` | `shift` | uniform `u` mapped to `shift u / (1 + (shift - 1) u)` |
+
+## Presets
+
+| name | what for |
+|---|---|
+";
+
+/// The page `docs/configuration.md`: every key, its default, what the presets `demo` and `sd3-medium` make of it, its meaning.
+///
+/// # Errors
+/// When a preset is broken; a test prevents that.
+pub fn reference_markdown() -> Result<String> {
+    let defaults = Config::default();
+    let demo = layers::load(&Sources::default())?;
+    let sd3 = layers::load(&Sources { preset: Some("sd3-medium"), ..Sources::default() })?;
+    let mut page = HEAD.to_owned();
+    for preset in &PRESETS {
+        let _ = writeln!(page, "| `{}` | {} |", preset.name, preset.about);
+    }
+    page.push_str("\nThe `sd3` presets hold the method's settings for those teachers; running them needs a GPU backend, the VAE and the text encoders, which this version does not have yet.\n");
+    let mut section = "?".to_owned();
+    for (key, meaning) in MEANINGS {
+        let (here, leaf) = key.rsplit_once('.').unwrap_or(("", key));
+        if here != section {
+            section = here.to_owned();
+            let title = if here.is_empty() { "Top level".to_owned() } else { format!("`[{here}]`") };
+            let _ = write!(page, "\n## {title}\n\n| key | default | `demo` | `sd3-medium` | meaning |\n|---|---|---|---|---|\n");
+        }
+        let (default, demo, sd3) = (shown(&defaults, key)?, shown(&demo, key)?, shown(&sd3, key)?);
+        let changed = |value: &str| if value == default { String::new() } else { value.to_owned() };
+        let _ = writeln!(page, "| `{leaf}` | {default} | {} | {} | {meaning} |", changed(&demo), changed(&sd3));
+    }
+    Ok(page)
+}
+
+/// One value as it is written in the page.
+fn shown(config: &Config, key: &str) -> Result<String> {
+    let table: toml::Table = toml::from_str(&config.resolved()?).map_err(|e| Error::Config(e.to_string()))?;
+    let value = key.split('.').try_fold(toml::Value::Table(table), |value, part| value.get(part).cloned());
+    Ok(value.map_or_else(String::new, |value| format!("`{value}`").replace('\n', " ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_has_a_meaning() {
+        let mut described: Vec<_> = MEANINGS.iter().map(|(key, _)| (*key).to_owned()).collect();
+        let mut existing = layers::all_keys().unwrap();
+        described.sort();
+        existing.sort();
+        assert_eq!(described, existing);
+    }
+
+    #[test]
+    fn docs_list_every_key() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
+        let page = reference_markdown().unwrap();
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(&path, &page).unwrap();
+        }
+        let written = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(written == page, "docs/configuration.md is stale: run UPDATE_DOCS=1 cargo test --release docs_list_every_key");
+    }
+}

@@ -1,0 +1,430 @@
+//! The run folder: everything a run leaves behind, in one place, never overwritten by another run.
+//!
+//! ```text
+//! runs/20250131-154502/
+//!   config.toml          the configuration as resolved
+//!   metrics.jsonl        one JSON object a line: steps, measurements of quality
+//!   samples/             step_000200.png, ...
+//!   curves.png           losses, accuracies, gradient norms, quality over time
+//!   checkpoints/         step_000200/, ...: whatever a resumed run needs
+//!   student/             the result
+//! ```
+//!
+//! A checkpoint is a folder that is written under another name and renamed when it is whole, so that a killed run
+//! leaves no half checkpoint behind. `metrics.jsonl` is only appended to; resuming drops what came after the checkpoint.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::{PretrainRecord, QualityRecord, StepRecord};
+use crate::config::{Config, Sources};
+use crate::{Error, Result};
+
+const CONFIG: &str = "config.toml";
+const METRICS: &str = "metrics.jsonl";
+const PARTIAL: &str = ".partial";
+
+/// One line of `metrics.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Record {
+    /// A step of the distillation.
+    Step(StepRecord),
+    /// A step of the regression control.
+    ControlStep(StepRecord),
+    /// A step of `pretrain`.
+    Pretrain(PretrainRecord),
+    /// A measurement of quality.
+    Quality(QualityRecord),
+}
+
+impl Record {
+    /// The step it belongs to. Control steps count as step 0 of nothing: they are redone when a run resumes.
+    fn step(&self) -> u32 {
+        match self {
+            Self::Step(record) | Self::ControlStep(record) => record.step,
+            Self::Pretrain(record) => record.step,
+            Self::Quality(record) => record.step,
+        }
+    }
+}
+
+/// The folder of one run, open for writing.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    metrics: File,
+}
+
+impl RunFolder {
+    /// Creates `base/name/`, or `base/<date>-<time>/` without a name, and writes the resolved configuration there.
+    ///
+    /// # Errors
+    /// When the folder exists already or cannot be created.
+    pub fn create(base: &Path, name: Option<&str>, config: &Config) -> Result<Self> {
+        fs::create_dir_all(base).map_err(|e| Error::io("create the folder of runs", base, e))?;
+        let path = match name {
+            Some(name) => create_named(base, name)?,
+            None => create_dated(base)?,
+        };
+        for part in ["samples", "checkpoints"] {
+            let folder = path.join(part);
+            fs::create_dir(&folder).map_err(|e| Error::io("create", folder, e))?;
+        }
+        let text =
+            format!("# ladd-fast {}: the configuration of this run, as resolved.\n{}", env!("CARGO_PKG_VERSION"), config.resolved()?);
+        write_whole(&path.join(CONFIG), text.as_bytes())?;
+        let metrics = open_metrics(&path)?;
+        Ok(Self { path, metrics })
+    }
+
+    /// Opens an existing run to continue it.
+    ///
+    /// # Errors
+    /// When `path` is no run folder.
+    pub fn open(path: &Path) -> Result<Self> {
+        if !path.join(CONFIG).is_file() {
+            return Err(Error::Usage(format!(
+                "{} is no run folder (it has no {CONFIG}); name the folder that the run printed when it began",
+                path.display()
+            )));
+        }
+        Ok(Self { path: path.to_owned(), metrics: open_metrics(path)? })
+    }
+
+    /// The configuration the run was started with.
+    ///
+    /// # Errors
+    /// When `config.toml` was damaged.
+    pub fn config(&self) -> Result<Config> {
+        Config::load(&Sources { file: Some(&self.path.join(CONFIG)), ..Sources::default() })
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A file or folder in it.
+    pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Where the sample grid of `step` goes.
+    pub fn sample_path(&self, step: u32) -> PathBuf {
+        self.path.join("samples").join(format!("step_{step:06}.png"))
+    }
+
+    /// The folder called `name`, created if it does not exist (`student`, `latents`, ...).
+    ///
+    /// # Errors
+    /// When it cannot be created.
+    pub fn folder(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.path.join(name);
+        fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, e))?;
+        Ok(folder)
+    }
+
+    /// Appends one record to `metrics.jsonl`.
+    ///
+    /// # Errors
+    /// When the disk is full or the file went away.
+    pub fn append(&mut self, record: &Record) -> Result<()> {
+        let path = self.path.join(METRICS);
+        let mut line = serde_json::to_vec(record).map_err(|e| Error::file(&path, e.to_string()))?;
+        line.push(b'\n');
+        self.metrics.write_all(&line).map_err(|e| Error::io("append to", path, e))
+    }
+
+    /// All records written so far.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or a line other than a torn last one is damaged.
+    pub fn records(&self) -> Result<Vec<Record>> {
+        read_records(&self.path.join(METRICS))
+    }
+
+    /// Drops the records after `step`, and a torn last line, before a resumed run appends its own. The control is
+    /// trained after the distillation and in one go, so its records are dropped as well.
+    ///
+    /// # Errors
+    /// When the file cannot be read or replaced.
+    pub fn truncate_after(&mut self, step: u32) -> Result<Vec<Record>> {
+        let path = self.path.join(METRICS);
+        let mut records = read_records(&path)?;
+        records.retain(|r| r.step() <= step && !matches!(r, Record::ControlStep(_)));
+        let mut text = Vec::new();
+        for record in &records {
+            serde_json::to_writer(&mut text, record).map_err(|e| Error::file(&path, e.to_string()))?;
+            text.push(b'\n');
+        }
+        write_whole(&path, &text)?;
+        self.metrics = open_metrics(&self.path)?;
+        Ok(records)
+    }
+
+    /// Writes the checkpoint of `step`: `save` fills a folder, which gets its name when it is whole; then all but the
+    /// newest `keep` checkpoints are removed.
+    ///
+    /// # Errors
+    /// Whatever `save` reports, and when the disk is full. The older checkpoints are still there then.
+    pub fn write_checkpoint(&self, step: u32, keep: usize, save: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+        let folder = self.path.join("checkpoints");
+        let (target, partial) = (folder.join(format!("step_{step:06}")), folder.join(format!("step_{step:06}{PARTIAL}")));
+        remove_folder(&partial)?;
+        fs::create_dir_all(&partial).map_err(|e| Error::io("create", &partial, e))?;
+        save(&partial)?;
+        sync_folder(&partial)?;
+        remove_folder(&target)?;
+        fs::rename(&partial, &target).map_err(|e| Error::io("rename", &partial, e))?;
+        let all = self.checkpoints()?;
+        for (_, old) in all.iter().take(all.len().saturating_sub(keep.max(1))) {
+            remove_folder(old)?;
+        }
+        Ok(target)
+    }
+
+    /// The whole checkpoints, oldest first, each with its step.
+    ///
+    /// # Errors
+    /// When the folder cannot be listed.
+    pub fn checkpoints(&self) -> Result<Vec<(u32, PathBuf)>> {
+        let folder = self.path.join("checkpoints");
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(Error::io("list", &folder, e)),
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(|e| Error::io("list", &folder, e))?.path();
+            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            if let Some(step) = name.strip_prefix("step_").and_then(|digits| digits.parse().ok()) {
+                found.push((step, path));
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// The newest whole checkpoint.
+    ///
+    /// # Errors
+    /// When the folder cannot be listed.
+    pub fn latest_checkpoint(&self) -> Result<Option<(u32, PathBuf)>> {
+        Ok(self.checkpoints()?.pop())
+    }
+}
+
+/// Writes a file under another name, flushes it to the disk and renames it: readers see the old or the new file, never half of one.
+///
+/// # Errors
+/// When the file cannot be written; the message names it.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(PARTIAL);
+    let partial = path.with_file_name(name);
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(&partial)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&partial, path)
+    };
+    write().map_err(|e| {
+        let _ = fs::remove_file(&partial);
+        Error::io("write", path, e)
+    })
+}
+
+/// Reads `metrics.jsonl`. A last line without its end was torn by a crash and is left out.
+///
+/// # Errors
+/// When the file cannot be read or another line is damaged; the message names the line.
+pub fn read_records(path: &Path) -> Result<Vec<Record>> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::io("read", path, e)),
+    };
+    let text = String::from_utf8_lossy(&bytes);
+    let (whole, torn) = text.rsplit_once('\n').unwrap_or(("", &text));
+    if !torn.is_empty() {
+        tracing::warn!("{}: the last line is torn and was left out", path.display());
+    }
+    let mut records = Vec::new();
+    for (index, line) in whole.lines().enumerate().filter(|(_, line)| !line.is_empty()) {
+        let record = serde_json::from_str(line)
+            .map_err(|e| Error::file(path, format!("line {} is damaged ({e}); remove that line to go on", index + 1)))?;
+        records.push(record);
+    }
+    Ok(records)
+}
+
+fn create_named(base: &Path, name: &str) -> Result<PathBuf> {
+    if name.is_empty() || name.starts_with('.') || name.contains(['/', '\\']) {
+        return Err(Error::Usage(format!("`{name}` is no name for a run: use letters, digits, `-` and `_`")));
+    }
+    let path = base.join(name);
+    fs::create_dir(&path).map_err(|e| match e.kind() {
+        ErrorKind::AlreadyExists => {
+            Error::Usage(format!("the run {0} exists already: choose another name, or continue it with --run {0} --resume", path.display()))
+        }
+        _ => Error::io("create", &path, e),
+    })?;
+    Ok(path)
+}
+
+fn create_dated(base: &Path) -> Result<PathBuf> {
+    let stamp = timestamp(SystemTime::now());
+    for attempt in 1..=1000 {
+        let path = base.join(if attempt == 1 { stamp.clone() } else { format!("{stamp}-{attempt}") });
+        match fs::create_dir(&path) {
+            Ok(()) => return Ok(path),
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(Error::io("create", path, e)),
+        }
+    }
+    Err(Error::Usage(format!("{} is full of runs named {stamp}: name the run with --name", base.display())))
+}
+
+/// `YYYYMMDD-HHMMSS` in UTC (the civil calendar from days since 1970, Howard Hinnant's algorithm).
+fn timestamp(now: SystemTime) -> String {
+    let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_index = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_index + 2) / 5 + 1;
+    let month = if month_index < 10 { month_index + 3 } else { month_index - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!("{year:04}{month:02}{day:02}-{:02}{:02}{:02}", rest / 3600, rest / 60 % 60, rest % 60)
+}
+
+fn open_metrics(folder: &Path) -> Result<File> {
+    let path = folder.join(METRICS);
+    OpenOptions::new().create(true).append(true).open(&path).map_err(|e| Error::io("open", path, e))
+}
+
+fn remove_folder(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io("remove", path, e)),
+        _ => Ok(()),
+    }
+}
+
+/// Flushes the files of a folder to the disk, so that the rename that follows cannot overtake them.
+fn sync_folder(path: &Path) -> Result<()> {
+    for entry in fs::read_dir(path).map_err(|e| Error::io("list", path, e))? {
+        let file = entry.map_err(|e| Error::io("list", path, e))?.path();
+        if file.is_file() {
+            File::open(&file).and_then(|f| f.sync_all()).map_err(|e| Error::io("flush", &file, e))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn run(name: &str) -> (tempfile::TempDir, RunFolder) {
+        let base = tempfile::tempdir().unwrap();
+        let run = RunFolder::create(&base.path().join("runs"), Some(name), &Config::default()).unwrap();
+        (base, run)
+    }
+
+    fn step(step: u32) -> Record {
+        Record::Step(StepRecord { step, ..StepRecord::default() })
+    }
+
+    #[test]
+    fn timestamps_are_civil_dates() {
+        let at = |seconds| timestamp(UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(at(0), "19700101-000000");
+        assert_eq!(at(951_827_696), "20000229-123456");
+        assert_eq!(at(1_767_225_599), "20251231-235959");
+    }
+
+    #[test]
+    fn a_run_is_never_overwritten() {
+        let (base, run) = run("mine");
+        let error = RunFolder::create(&base.path().join("runs"), Some("mine"), &Config::default()).unwrap_err().to_string();
+        assert!(error.contains("exists already") && error.contains("--resume"), "{error}");
+        assert_eq!(run.config().unwrap(), Config::default());
+        let dated: Vec<_> = (0..3).map(|_| RunFolder::create(base.path(), None, &Config::default()).unwrap().path().to_owned()).collect();
+        assert!(dated[0] != dated[1] && dated[1] != dated[2]);
+        for bad in ["", "..", "a/b"] {
+            assert!(RunFolder::create(base.path(), Some(bad), &Config::default()).is_err());
+        }
+    }
+
+    #[test]
+    fn a_folder_without_a_configuration_is_no_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = RunFolder::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("is no run folder"), "{error}");
+    }
+
+    #[test]
+    fn resuming_drops_what_came_after_and_mends_a_torn_line() {
+        let (_base, mut run) = run("mine");
+        for n in 1..=5 {
+            run.append(&step(n)).unwrap();
+        }
+        run.append(&Record::ControlStep(StepRecord { step: 1, ..StepRecord::default() })).unwrap();
+        fs::OpenOptions::new().append(true).open(run.join(METRICS)).unwrap().write_all(b"{\"kind\":\"st").unwrap();
+        let mut again = RunFolder::open(run.path()).unwrap();
+        assert_eq!(again.records().unwrap().len(), 6);
+        assert_eq!(again.truncate_after(3).unwrap().len(), 3);
+        again.append(&step(4)).unwrap();
+        let steps: Vec<_> = again.records().unwrap().iter().map(Record::step).collect();
+        assert_eq!(steps, [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_damaged_line_in_the_middle_is_an_error() {
+        let (_base, mut run) = run("mine");
+        fs::write(run.join(METRICS), "{\"kind\":\"step\"\n").unwrap();
+        run.append(&step(1)).unwrap();
+        let error = run.records().unwrap_err().to_string();
+        assert!(error.contains("line 1 is damaged"), "{error}");
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_survive() {
+        let (_base, mut run) = run("mine");
+        run.append(&Record::Step(StepRecord { step: 1, loss_d: f32::NAN, ..StepRecord::default() })).unwrap();
+        match &run.records().unwrap()[0] {
+            Record::Step(record) => assert!(record.loss_d.is_nan() && record.loss_g == 0.0),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn checkpoints_rotate_and_half_ones_are_ignored() {
+        let (_base, run) = run("mine");
+        let save = |folder: &Path| write_whole(&folder.join("state"), b"state");
+        for n in [100, 200, 300] {
+            run.write_checkpoint(n, 2, save).unwrap();
+        }
+        let steps: Vec<_> = run.checkpoints().unwrap().into_iter().map(|(s, _)| s).collect();
+        assert_eq!(steps, [200, 300]);
+        let failed = run.write_checkpoint(400, 2, |folder| {
+            save(folder)?;
+            Err(Error::Usage("disk full".into()))
+        });
+        assert!(failed.is_err());
+        assert_eq!(run.latest_checkpoint().unwrap().unwrap().0, 300);
+        assert!(run.latest_checkpoint().unwrap().unwrap().1.join("state").is_file());
+        run.write_checkpoint(400, 2, save).unwrap();
+        assert_eq!(run.latest_checkpoint().unwrap().unwrap().0, 400);
+    }
+}
