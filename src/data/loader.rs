@@ -2,7 +2,7 @@
 //! that is killed and resumed sees what it would have seen.
 //!
 //! Every bucket (latent shape) is an endless stream: its samples in a new random order each epoch, none left out. A
-//! micro-batch is the next piece of one stream, namely the one that lags furthest behind its share of the data set.
+//! step is the next piece of one stream, namely the one that lags furthest behind its share of the data set.
 
 use std::sync::Arc;
 
@@ -72,8 +72,9 @@ impl Loader {
         if micro >= self.micro_batches {
             return Err(Error::Usage(format!("there is no micro-batch {micro} among {}", self.micro_batches)));
         }
-        let (bucket, turn) = self.turns.at(u64::from(step) * self.micro_batches as u64 + micro as u64);
-        let first = turn * self.batch_size as u64;
+        // All micro-batches of a step come from one bucket: together they are one batch.
+        let (bucket, turn) = self.turns.at(u64::from(step));
+        let first = (turn * self.micro_batches as u64 + micro as u64) * self.batch_size as u64;
         batch.samples.clear();
         for position in first..first + self.batch_size as u64 {
             batch.samples.push(self.sample_at(bucket, position));

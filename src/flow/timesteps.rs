@@ -66,7 +66,7 @@ impl TimestepDistribution {
                 }
                 Ok(())
             }
-            Self::LogitNormal { mean, std } if !mean.is_finite() || !(*std > 0.0 && std.is_finite()) => {
+            Self::LogitNormal { mean, std } if !(mean.is_finite() && std.is_finite() && *std > 0.0) => {
                 fail(format!("logit_normal needs a finite mean and a positive std, not mean = {mean}, std = {std}"))
             }
             Self::Shifted { shift } if !(*shift > 0.0 && shift.is_finite()) => fail(format!("shift = {shift} must be positive")),
