@@ -173,8 +173,7 @@ fn quality_panel(title: &str, quality: &[QualityRecord], include: Vec<f64>, valu
         stroke: Stroke::Points,
     });
     let teacher = quality.iter().filter(|q| q.network == "teacher" && q.guidance != 1.0).max_by_key(|q| q.steps);
-    let reference =
-        teacher.map(|q| Reference { name: format!("teacher, {} steps, guided", q.steps), value: value(q), colour: DARK });
+    let reference = teacher.map(|q| Reference { name: format!("teacher, {} steps, guided", q.steps), value: value(q), colour: DARK });
     Panel { title: title.into(), log: false, include, series: series.collect(), references: reference.into_iter().collect() }
 }
 
