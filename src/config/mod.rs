@@ -13,7 +13,7 @@ pub use layers::{Flag, Sources};
 pub use presets::{PRESETS, Preset, preset};
 pub use reference::reference_markdown;
 pub use sections::{
-    DataConfig, DistillConfig, EvalConfig, OptimSections, PretrainConfig, SampleConfig, SamplerKind, SynthesizeConfig, TeacherConfig,
+    DataConfig, DistillConfig, EvalConfig, OptimSections, PretrainConfig, SampleConfig, SamplerChoice, SynthesizeConfig, TeacherConfig,
 };
 
 use std::path::PathBuf;
@@ -113,7 +113,6 @@ impl Config {
         self.distill.validate()?;
         self.sample.validate()?;
         self.eval.validate()?;
-        sections::in_range("teacher.shift", self.teacher.shift, self.teacher.shift > 0.0)?;
         if self.seed > i64::MAX as u64 {
             return Err(Error::Config(format!("seed = {} must be below 2^63", self.seed)));
         }

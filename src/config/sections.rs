@@ -13,13 +13,11 @@ use crate::{Error, Result};
 pub struct TeacherConfig {
     /// A checkpoint, or `builtin` for the demo's teacher that is part of this program.
     pub checkpoint: String,
-    /// Shift of the teacher's Euler schedule (SD3: 3; 1 is no shift).
-    pub shift: f32,
 }
 
 impl Default for TeacherConfig {
     fn default() -> Self {
-        Self { checkpoint: "builtin".into(), shift: 1.0 }
+        Self { checkpoint: "builtin".into() }
     }
 }
 
@@ -33,18 +31,21 @@ pub struct DataConfig {
     pub images: String,
     /// How images become latents: `dct` is the demo's stand-in for a VAE.
     pub latent: String,
+    /// How much the channels of the latents are whitened: 1 gives each unit variance, 0 scales all alike.
+    pub whiten: f64,
     /// How prompts become embeddings: `words` is the demo's stand-in for the text encoders.
     pub text: String,
 }
 
 impl Default for DataConfig {
     fn default() -> Self {
-        Self { shards: String::new(), images: "data/fashion-mnist".into(), latent: "dct".into(), text: "words".into() }
+        Self { shards: String::new(), images: "data/fashion-mnist".into(), latent: "dct".into(), whiten: 0.5, text: "words".into() }
     }
 }
 
 impl DataConfig {
     pub(super) fn validate(&self) -> Result<()> {
+        in_range("data.whiten", self.whiten as f32, (0.0..=1.0).contains(&self.whiten))?;
         one_of("data.latent", &self.latent, &["dct", "vae"])?;
         one_of("data.text", &self.text, &["words", "sd3"])
     }
@@ -113,7 +114,7 @@ pub struct PretrainConfig {
     /// Distribution of the diffusion time.
     pub t: TimestepDistribution,
     /// Decay of the moving average of the weights that is saved.
-    pub ema_decay: f32,
+    pub ema_decay: f64,
     /// Steps between checkpoints; 0 writes only the last.
     pub checkpoint_every: u32,
     /// How many checkpoints are kept.
@@ -122,6 +123,8 @@ pub struct PretrainConfig {
     pub log_every: u32,
     /// Steps between grids of samples; 0 draws only the last.
     pub sample_every: u32,
+    /// Keep only the inputs of blocks and recompute the rest: less memory, about a third more time.
+    pub activation_checkpointing: bool,
     /// AdamW.
     pub optim: OptimConfig,
 }
@@ -138,6 +141,7 @@ impl Default for PretrainConfig {
             keep_checkpoints: 2,
             log_every: 1,
             sample_every: 500,
+            activation_checkpointing: false,
             optim: OptimConfig {
                 lr: 1.5e-3,
                 beta1: 0.9,
@@ -158,7 +162,7 @@ impl PretrainConfig {
         at_least_one("pretrain.keep_checkpoints", self.keep_checkpoints)?;
         at_least_one("pretrain.log_every", self.log_every as usize)?;
         in_range("pretrain.caption_dropout", self.caption_dropout, (0.0..=1.0).contains(&self.caption_dropout))?;
-        in_range("pretrain.ema_decay", self.ema_decay, (0.0..1.0).contains(&self.ema_decay))?;
+        in_range("pretrain.ema_decay", self.ema_decay as f32, (0.0..1.0).contains(&self.ema_decay))?;
         self.t.validate("pretrain.t")?;
         self.optim.validate("pretrain.optim")
     }
@@ -175,7 +179,7 @@ pub struct DistillConfig {
     /// Micro-batches a step is cut into; it must divide `batch`.
     pub accumulate: usize,
     /// Decay of the moving average of the student that is saved and measured.
-    pub ema_decay: f32,
+    pub ema_decay: f64,
     /// Steps between checkpoints; 0 writes only the last.
     pub checkpoint_every: u32,
     /// How many checkpoints are kept.
@@ -225,7 +229,7 @@ impl DistillConfig {
         at_least_one("distill.accumulate", self.accumulate)?;
         at_least_one("distill.keep_checkpoints", self.keep_checkpoints)?;
         at_least_one("distill.log_every", self.log_every as usize)?;
-        in_range("distill.ema_decay", self.ema_decay, (0.0..1.0).contains(&self.ema_decay))?;
+        in_range("distill.ema_decay", self.ema_decay as f32, (0.0..1.0).contains(&self.ema_decay))?;
         if !self.batch.is_multiple_of(self.accumulate) {
             return Err(Error::Config(format!(
                 "distill.accumulate = {} does not divide distill.batch = {}: every micro-batch must have the same size",
@@ -252,13 +256,15 @@ impl Default for OptimSections {
     }
 }
 
-/// How a sampler goes from one time to the next.
+/// Which sampler `sample` uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum SamplerKind {
-    /// `x_s = x_t + (s - t) v̂`: teachers.
+pub enum SamplerChoice {
+    /// `renoise` for students, `euler` for teachers.
+    Auto,
+    /// `x_s = x_t + (s - t) v̂`.
     Euler,
-    /// `x_s = (1 - s) x̂0 + s ε'`: LADD students.
+    /// `x_s = (1 - s) x̂0 + s ε'`.
     Renoise,
 }
 
@@ -266,30 +272,32 @@ pub enum SamplerKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SampleConfig {
-    /// Sampling steps.
+    /// Sampling steps; 0 means 4 for students and 28 for teachers.
     pub steps: usize,
-    /// Guidance scale; 1 is unguided, which is what a LADD student wants.
+    /// Guidance scale, 1 is unguided; 0 means 1 for students and 3 for teachers.
     pub guidance: f32,
-    /// Shift of the schedule (SD3: 3; 1 is no shift).
+    /// Shift of Euler's times; 0 means the one stored with the network.
     pub shift: f32,
-    /// `renoise` for students, `euler` for teachers.
-    pub sampler: SamplerKind,
+    /// The sampler.
+    pub sampler: SamplerChoice,
     /// Image height in pixels; 0 means the size the network was trained for.
     pub height: usize,
     /// Image width in pixels; 0 means the size the network was trained for.
     pub width: usize,
+    /// Images drawn at once.
+    pub batch: usize,
 }
 
 impl Default for SampleConfig {
     fn default() -> Self {
-        Self { steps: 4, guidance: 1.0, shift: 1.0, sampler: SamplerKind::Renoise, height: 0, width: 0 }
+        Self { steps: 0, guidance: 0.0, shift: 0.0, sampler: SamplerChoice::Auto, height: 0, width: 0, batch: 64 }
     }
 }
 
 impl SampleConfig {
     pub(super) fn validate(&self) -> Result<()> {
-        at_least_one("sample.steps", self.steps)?;
-        in_range("sample.shift", self.shift, self.shift > 0.0)?;
+        at_least_one("sample.batch", self.batch)?;
+        in_range("sample.shift", self.shift, self.shift >= 0.0)?;
         guidance_in_range("sample.guidance", self.guidance)
     }
 }

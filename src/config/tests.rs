@@ -75,7 +75,7 @@ fn set_takes_toml_values_bare_words_and_lists() {
     assert_eq!(config.eval.teacher_steps, [4]);
     assert_eq!(config.run_dir, PathBuf::from("2024"));
     assert_eq!(config.optim.student.lr, 1.0);
-    assert_eq!(config.sample.sampler, SamplerKind::Euler);
+    assert_eq!(config.sample.sampler, SamplerChoice::Euler);
 }
 
 #[test]

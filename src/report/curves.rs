@@ -163,7 +163,7 @@ fn head_panel(steps: &[StepRecord]) -> Panel {
 /// One line per step count of the student, and the teacher's best and the control's as dashed lines.
 fn quality_panel(title: &str, quality: &[QualityRecord], include: Vec<f64>, value: impl Fn(&QualityRecord) -> f64) -> Panel {
     let mut by_steps: BTreeMap<usize, Vec<(f64, f64)>> = BTreeMap::new();
-    for record in quality.iter().filter(|q| q.network == "student") {
+    for record in quality.iter().filter(|q| q.network == "student" || q.network == "before") {
         by_steps.entry(record.steps).or_default().push((f64::from(record.step), value(record)));
     }
     let series = by_steps.into_iter().enumerate().map(|(index, (steps, points))| Series {
@@ -173,8 +173,7 @@ fn quality_panel(title: &str, quality: &[QualityRecord], include: Vec<f64>, valu
         stroke: Stroke::Points,
     });
     let teacher = quality.iter().filter(|q| q.network == "teacher" && q.guidance != 1.0).max_by_key(|q| q.steps);
-    let reference =
-        teacher.map(|q| Reference { name: format!("teacher, {} steps, guided", q.steps), value: value(q), colour: DARK });
+    let reference = teacher.map(|q| Reference { name: format!("teacher, {} steps, guided", q.steps), value: value(q), colour: DARK });
     Panel { title: title.into(), log: false, include, series: series.collect(), references: reference.into_iter().collect() }
 }
 

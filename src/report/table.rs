@@ -47,14 +47,15 @@ pub struct Results {
 impl Results {
     /// Collects the measurements of a run.
     pub fn new(preset: &str, seed: u64, threads: usize, seconds: BTreeMap<String, f64>, quality: Vec<QualityRecord>) -> Self {
-        let steps = quality.iter().map(|q| q.step).max().unwrap_or(0);
-        let student = |step: u32, n: usize| quality.iter().rev().find(|q| q.network == "student" && q.step == step && q.steps == n);
-        let mut counts: Vec<_> = quality.iter().filter(|q| q.network == "student").map(|q| q.steps).collect();
+        let students = || quality.iter().filter(|q| q.network == "student");
+        let steps = students().map(|q| q.step).max().unwrap_or(0);
+        let mut counts: Vec<_> = students().map(|q| q.steps).collect();
         counts.sort_unstable();
         counts.dedup();
         let gain = |n: usize| {
-            let (before, after) = (student(0, n)?.fd, student(steps, n)?.fd);
-            (steps > 0).then_some(Gain { steps: n, before, after, ratio: before / after })
+            let before = quality.iter().rev().find(|q| q.network == "before" && q.steps == n)?.fd;
+            let after = students().rev().find(|q| q.step == steps && q.steps == n)?.fd;
+            Some(Gain { steps: n, before, after, ratio: before / after })
         };
         let gains = counts.into_iter().filter_map(gain).collect();
         let version = env!("CARGO_PKG_VERSION").to_owned();
@@ -99,11 +100,9 @@ impl Results {
         let mut rows = Vec::new();
         let mut add = |name: &str, records: Vec<&QualityRecord>| rows.extend(records.into_iter().map(|q| row(name, q)));
         add("teacher", pick("teacher", None));
-        add("before LADD", pick("student", Some(0)));
+        add("before LADD", pick("before", None));
         add("regression control", pick("control", None));
-        if self.steps > 0 {
-            add("student (LADD)", pick("student", Some(self.steps)));
-        }
+        add("student (LADD)", pick("student", Some(self.steps)));
         rows
     }
 
@@ -219,8 +218,8 @@ mod tests {
             record("teacher", 0, 50, 3.0, 3.6),
             record("teacher", 0, 1, 3.0, 12.0),
             record("teacher", 0, 1, 1.0, 20.0),
-            record("student", 0, 1, 1.0, 21.0),
-            record("student", 0, 2, 1.0, 14.0),
+            record("before", 0, 1, 1.0, 21.0),
+            record("before", 0, 2, 1.0, 14.0),
             record("student", 400, 1, 1.0, 9.0),
             record("student", 800, 1, 1.0, 7.0),
             record("student", 800, 2, 1.0, 14.0),

@@ -84,7 +84,7 @@ pub struct PretrainRecord {
 pub struct QualityRecord {
     /// Step of the distillation at which the student was measured; 0 is before the first.
     pub step: u32,
-    /// `teacher`, `student`, `control`, ...
+    /// `teacher`, `before` (the student's weights before the distillation), `student`, `control`.
     pub network: String,
     /// `euler` or `renoise`.
     pub sampler: String,

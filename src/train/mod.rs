@@ -7,6 +7,7 @@ mod network;
 mod optim;
 mod pretrain;
 pub mod run_folder;
+mod watch;
 
 pub use distill::{DistillSettings, Distiller, MicroBatch};
 pub use metrics::{HeadStats, PretrainRecord, QualityRecord, StepRecord};
@@ -14,3 +15,4 @@ pub use network::Network;
 pub use optim::{OptimConfig, Schedule};
 pub use pretrain::{PretrainSettings, Pretrainer, initial_weights};
 pub use run_folder::{Record, RunFolder};
+pub use watch::Watch;

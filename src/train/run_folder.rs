@@ -10,8 +10,8 @@
 //!   student/             the result
 //! ```
 //!
-//! A checkpoint is a folder that is written under another name and renamed when it is whole, so that a killed run
-//! leaves no half checkpoint behind. `metrics.jsonl` is only appended to; resuming drops what came after the checkpoint.
+//! A killed run leaves no half file behind: checkpoints and pictures appear whole under their name or not at all, and
+//! `metrics.jsonl` is only appended to; resuming drops what came after the checkpoint, and a torn last line.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -34,21 +34,29 @@ const PARTIAL: &str = ".partial";
 pub enum Record {
     /// A step of the distillation.
     Step(StepRecord),
-    /// A step of the regression control.
-    ControlStep(StepRecord),
     /// A step of `pretrain`.
     Pretrain(PretrainRecord),
     /// A measurement of quality.
     Quality(QualityRecord),
+    /// A finished part of the run (`synthesis`, `distillation`, ...), or the part of it that one process did.
+    Phase {
+        /// Its name.
+        name: String,
+        /// Its wall-clock seconds.
+        seconds: f64,
+        /// The step of the distillation after which it was done.
+        step: u32,
+    },
 }
 
 impl Record {
-    /// The step it belongs to. Control steps count as step 0 of nothing: they are redone when a run resumes.
-    fn step(&self) -> u32 {
+    /// The step it belongs to.
+    pub fn step(&self) -> u32 {
         match self {
-            Self::Step(record) | Self::ControlStep(record) => record.step,
+            Self::Step(record) => record.step,
             Self::Pretrain(record) => record.step,
             Self::Quality(record) => record.step,
+            Self::Phase { step, .. } => *step,
         }
     }
 }
@@ -61,15 +69,14 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Creates `base/name/`, or `base/<date>-<time>/` without a name, and writes the resolved configuration there.
+    /// Creates the folder `path`, or `<run_dir>/<date>-<time>/` without one, and writes the resolved configuration there.
     ///
     /// # Errors
     /// When the folder exists already or cannot be created.
-    pub fn create(base: &Path, name: Option<&str>, config: &Config) -> Result<Self> {
-        fs::create_dir_all(base).map_err(|e| Error::io("create the folder of runs", base, e))?;
-        let path = match name {
-            Some(name) => create_named(base, name)?,
-            None => create_dated(base)?,
+    pub fn create(path: Option<&Path>, config: &Config) -> Result<Self> {
+        let path = match path {
+            Some(path) => create_named(path)?,
+            None => create_dated(&config.run_dir)?,
         };
         for part in ["samples", "checkpoints"] {
             let folder = path.join(part);
@@ -148,15 +155,14 @@ impl RunFolder {
         read_records(&self.path.join(METRICS))
     }
 
-    /// Drops the records after `step`, and a torn last line, before a resumed run appends its own. The control is
-    /// trained after the distillation and in one go, so its records are dropped as well.
+    /// Drops the records after `step`, and a torn last line, before a resumed run appends its own.
     ///
     /// # Errors
     /// When the file cannot be read or replaced.
     pub fn truncate_after(&mut self, step: u32) -> Result<Vec<Record>> {
         let path = self.path.join(METRICS);
         let mut records = read_records(&path)?;
-        records.retain(|r| r.step() <= step && !matches!(r, Record::ControlStep(_)));
+        records.retain(|r| r.step() <= step);
         let mut text = Vec::new();
         for record in &records {
             serde_json::to_writer(&mut text, record).map_err(|e| Error::file(&path, e.to_string()))?;
@@ -167,20 +173,15 @@ impl RunFolder {
         Ok(records)
     }
 
-    /// Writes the checkpoint of `step`: `save` fills a folder, which gets its name when it is whole; then all but the
-    /// newest `keep` checkpoints are removed.
+    /// Writes the checkpoint of `step` and then removes all but the newest `keep`. `save` gets a path that does not exist
+    /// and must make it appear whole or not at all, as [`super::checkpoint::save`] does.
     ///
     /// # Errors
-    /// Whatever `save` reports, and when the disk is full. The older checkpoints are still there then.
+    /// Whatever `save` reports. The older checkpoints are still there then.
     pub fn write_checkpoint(&self, step: u32, keep: usize, save: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
-        let folder = self.path.join("checkpoints");
-        let (target, partial) = (folder.join(format!("step_{step:06}")), folder.join(format!("step_{step:06}{PARTIAL}")));
-        remove_folder(&partial)?;
-        fs::create_dir_all(&partial).map_err(|e| Error::io("create", &partial, e))?;
-        save(&partial)?;
-        sync_folder(&partial)?;
+        let target = self.folder("checkpoints")?.join(format!("step_{step:06}"));
         remove_folder(&target)?;
-        fs::rename(&partial, &target).map_err(|e| Error::io("rename", &partial, e))?;
+        save(&target)?;
         let all = self.checkpoints()?;
         for (_, old) in all.iter().take(all.len().saturating_sub(keep.max(1))) {
             remove_folder(old)?;
@@ -264,21 +265,22 @@ pub fn read_records(path: &Path) -> Result<Vec<Record>> {
     Ok(records)
 }
 
-fn create_named(base: &Path, name: &str) -> Result<PathBuf> {
-    if name.is_empty() || name.starts_with('.') || name.contains(['/', '\\']) {
-        return Err(Error::Usage(format!("`{name}` is no name for a run: use letters, digits, `-` and `_`")));
+fn create_named(path: &Path) -> Result<PathBuf> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, e))?;
     }
-    let path = base.join(name);
-    fs::create_dir(&path).map_err(|e| match e.kind() {
-        ErrorKind::AlreadyExists => {
-            Error::Usage(format!("the run {0} exists already: choose another name, or continue it with --run {0} --resume", path.display()))
-        }
-        _ => Error::io("create", &path, e),
+    fs::create_dir(path).map_err(|e| match e.kind() {
+        ErrorKind::AlreadyExists => Error::Usage(format!(
+            "the run {0} exists already: choose another folder, or continue it with --run {0} --resume",
+            path.display()
+        )),
+        _ => Error::io("create", path, e),
     })?;
-    Ok(path)
+    Ok(path.to_owned())
 }
 
 fn create_dated(base: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(base).map_err(|e| Error::io("create the folder of runs", base, e))?;
     let stamp = timestamp(SystemTime::now());
     for attempt in 1..=1000 {
         let path = base.join(if attempt == 1 { stamp.clone() } else { format!("{stamp}-{attempt}") });
@@ -288,7 +290,7 @@ fn create_dated(base: &Path) -> Result<PathBuf> {
             Err(e) => return Err(Error::io("create", path, e)),
         }
     }
-    Err(Error::Usage(format!("{} is full of runs named {stamp}: name the run with --name", base.display())))
+    Err(Error::Usage(format!("{} is full of runs named {stamp}: name the run's folder with --run", base.display())))
 }
 
 /// `YYYYMMDD-HHMMSS` in UTC (the civil calendar from days since 1970, Howard Hinnant's algorithm).
@@ -318,17 +320,6 @@ fn remove_folder(path: &Path) -> Result<()> {
     }
 }
 
-/// Flushes the files of a folder to the disk, so that the rename that follows cannot overtake them.
-fn sync_folder(path: &Path) -> Result<()> {
-    for entry in fs::read_dir(path).map_err(|e| Error::io("list", path, e))? {
-        let file = entry.map_err(|e| Error::io("list", path, e))?.path();
-        if file.is_file() {
-            File::open(&file).and_then(|f| f.sync_all()).map_err(|e| Error::io("flush", &file, e))?;
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -337,7 +328,7 @@ mod tests {
 
     fn run(name: &str) -> (tempfile::TempDir, RunFolder) {
         let base = tempfile::tempdir().unwrap();
-        let run = RunFolder::create(&base.path().join("runs"), Some(name), &Config::default()).unwrap();
+        let run = RunFolder::create(Some(&base.path().join("runs").join(name)), &Config::default()).unwrap();
         (base, run)
     }
 
@@ -356,14 +347,12 @@ mod tests {
     #[test]
     fn a_run_is_never_overwritten() {
         let (base, run) = run("mine");
-        let error = RunFolder::create(&base.path().join("runs"), Some("mine"), &Config::default()).unwrap_err().to_string();
+        let error = RunFolder::create(Some(run.path()), &Config::default()).unwrap_err().to_string();
         assert!(error.contains("exists already") && error.contains("--resume"), "{error}");
         assert_eq!(run.config().unwrap(), Config::default());
-        let dated: Vec<_> = (0..3).map(|_| RunFolder::create(base.path(), None, &Config::default()).unwrap().path().to_owned()).collect();
+        let config = Config { run_dir: base.path().to_owned(), ..Config::default() };
+        let dated: Vec<_> = (0..3).map(|_| RunFolder::create(None, &config).unwrap().path().to_owned()).collect();
         assert!(dated[0] != dated[1] && dated[1] != dated[2]);
-        for bad in ["", "..", "a/b"] {
-            assert!(RunFolder::create(base.path(), Some(bad), &Config::default()).is_err());
-        }
     }
 
     #[test]
@@ -379,10 +368,9 @@ mod tests {
         for n in 1..=5 {
             run.append(&step(n)).unwrap();
         }
-        run.append(&Record::ControlStep(StepRecord { step: 1, ..StepRecord::default() })).unwrap();
         fs::OpenOptions::new().append(true).open(run.join(METRICS)).unwrap().write_all(b"{\"kind\":\"st").unwrap();
         let mut again = RunFolder::open(run.path()).unwrap();
-        assert_eq!(again.records().unwrap().len(), 6);
+        assert_eq!(again.records().unwrap().len(), 5);
         assert_eq!(again.truncate_after(3).unwrap().len(), 3);
         again.append(&step(4)).unwrap();
         let steps: Vec<_> = again.records().unwrap().iter().map(Record::step).collect();
@@ -411,14 +399,17 @@ mod tests {
     #[test]
     fn checkpoints_rotate_and_half_ones_are_ignored() {
         let (_base, run) = run("mine");
-        let save = |folder: &Path| write_whole(&folder.join("state"), b"state");
+        let save = |folder: &Path| {
+            fs::create_dir(folder).unwrap();
+            write_whole(&folder.join("state"), b"state")
+        };
         for n in [100, 200, 300] {
             run.write_checkpoint(n, 2, save).unwrap();
         }
         let steps: Vec<_> = run.checkpoints().unwrap().into_iter().map(|(s, _)| s).collect();
         assert_eq!(steps, [200, 300]);
         let failed = run.write_checkpoint(400, 2, |folder| {
-            save(folder)?;
+            save(&folder.with_extension("partial"))?;
             Err(Error::Usage("disk full".into()))
         });
         assert!(failed.is_err());

@@ -1,0 +1,141 @@
+//! Prompts to latents and images, in batches, with one sampler plan per use.
+
+use image::{Rgb, RgbImage};
+
+use super::{Outcome, interrupt};
+use crate::device::Backend;
+use crate::flow::{SampleSettings, Sampler, TextBatch};
+use crate::format::Pipeline;
+use crate::model::{Mmdit, Shape};
+use crate::text::TextEmbedding;
+use crate::{Error, Result};
+
+/// Encoded prompts, to be put together into batches.
+#[derive(Clone, Debug)]
+pub struct Prompts {
+    /// The prompts.
+    pub names: Vec<String>,
+    embeddings: Vec<TextEmbedding>,
+}
+
+impl Prompts {
+    /// Encodes `names`.
+    pub fn new(pipeline: &Pipeline, names: &[String]) -> Result<Self> {
+        Ok(Self { names: names.to_vec(), embeddings: pipeline.text.encode(names)? })
+    }
+
+    /// Context `[n, L, d]` and pooled text `[n, p]` of the prompts at `which`, into memory that is used again.
+    pub fn gather(&self, which: impl Iterator<Item = usize>, context: &mut Vec<f32>, pooled: &mut Vec<f32>) {
+        context.clear();
+        pooled.clear();
+        for embedding in which.filter_map(|index| self.embeddings.get(index)) {
+            context.extend_from_slice(&embedding.context);
+            pooled.extend_from_slice(&embedding.pooled);
+        }
+    }
+}
+
+/// Draws with one architecture and size; the weights are passed to each call.
+#[derive(Debug)]
+pub struct Painter<'a, B: Backend> {
+    b: &'a B,
+    model: Mmdit<B>,
+    pipeline: &'a Pipeline,
+    latent: [usize; 3],
+    tokens: usize,
+    batch: usize,
+    negative: TextEmbedding,
+    unguided: Option<Sampler<B>>,
+    guided: Option<Sampler<B>>,
+}
+
+/// What to draw: prompt `which[i]` with the noise of sample `first + i` of `seed`.
+#[derive(Clone, Copy, Debug)]
+pub struct Order<'a> {
+    /// The sampler.
+    pub settings: &'a SampleSettings,
+    /// Seed.
+    pub seed: u64,
+    /// Number of the first sample.
+    pub first: u32,
+    /// The prompts.
+    pub prompts: &'a Prompts,
+    /// Which of them.
+    pub which: &'a [usize],
+}
+
+impl<'a, B: Backend> Painter<'a, B> {
+    /// Plans drawing of `latent` `[C, H, W]`, up to `batch` at once; guidance steers away from `negative`.
+    pub fn new(b: &'a B, model: Mmdit<B>, pipeline: &'a Pipeline, latent: [usize; 3], batch: usize, negative: &str) -> Result<Self> {
+        let negative = pipeline.text.encode(&[negative])?.pop().ok_or_else(|| Error::Usage("the negative prompt is missing".into()))?;
+        Ok(Self { b, model, pipeline, latent, tokens: pipeline.text.tokens()?, batch, negative, unguided: None, guided: None })
+    }
+
+    /// Latents `[n, C, H, W]`. `drawn` hears how many are done.
+    pub fn latents(&mut self, params: &B::Data, order: &Order<'_>, mut drawn: impl FnMut(usize)) -> Outcome<Vec<f32>> {
+        let guided = order.settings.guidance != 1.0;
+        let [_, height, width] = self.latent;
+        let shape = Shape { batch: self.batch, height, width, text: self.tokens };
+        let slot = if guided { &mut self.guided } else { &mut self.unguided };
+        let sampler = match slot {
+            Some(sampler) => sampler,
+            None => slot.insert(Sampler::new(self.b, &self.model, shape, guided)?),
+        };
+        let negative = TextBatch { context: &self.negative.context, pooled: &self.negative.pooled };
+        let mut latents = Vec::with_capacity(order.which.len() * self.latent.iter().product::<usize>());
+        let (mut context, mut pooled) = (Vec::new(), Vec::new());
+        for (index, which) in order.which.chunks(self.batch).enumerate() {
+            interrupt::check()?;
+            order.prompts.gather(which.iter().copied(), &mut context, &mut pooled);
+            let text = TextBatch { context: &context, pooled: &pooled };
+            let first = order.first + (index * self.batch) as u32;
+            let part = sampler.sample(self.b, &self.model, params, order.settings, order.seed, first, which.len(), text, negative)?;
+            latents.extend(part);
+            drawn(index * self.batch + which.len());
+        }
+        Ok(latents)
+    }
+
+    /// Pixels `[n, C, H, W]` in about [-1, 1], not clamped.
+    pub fn pixels(&mut self, params: &B::Data, order: &Order<'_>, drawn: impl FnMut(usize)) -> Outcome<Vec<f32>> {
+        let latents = self.latents(params, order, drawn)?;
+        Ok(self.pipeline.codec.decode(&latents, self.latent)?)
+    }
+
+    /// Pictures to look at.
+    pub fn pictures(&mut self, params: &B::Data, order: &Order<'_>) -> Outcome<Vec<RgbImage>> {
+        let pixels = self.pixels(params, order, |_| ())?;
+        Ok(pictures(&pixels, self.image_shape()?))
+    }
+
+    /// Shape of an image, `[C, H, W]`.
+    pub fn image_shape(&self) -> Result<[usize; 3]> {
+        self.pipeline.codec.image_shape(self.latent)
+    }
+}
+
+/// Pixels `[n, C, H, W]` in [-1, 1] as pictures; one channel is grey, the first three of more are red, green and blue.
+pub fn pictures(pixels: &[f32], [channels, height, width]: [usize; 3]) -> Vec<RgbImage> {
+    let plane = height * width;
+    let byte = |value: f32| ((value.clamp(-1.0, 1.0) + 1.0) * 127.5).round() as u8;
+    let picture = |image: &[f32]| {
+        RgbImage::from_fn(width as u32, height as u32, |x, y| {
+            let at = |channel: usize| byte(image[channel.min(channels - 1) * plane + y as usize * width + x as usize]);
+            if channels < 3 { Rgb([at(0); 3]) } else { Rgb([at(0), at(1), at(2)]) }
+        })
+    };
+    pixels.chunks_exact(channels * plane).map(picture).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pixels_become_grey_or_coloured_pictures() {
+        let grey = pictures(&[-1.0, 1.0, 3.0, f32::NAN], [1, 1, 2]);
+        assert_eq!((grey.len(), grey[0].get_pixel(1, 0).0, grey[1].get_pixel(0, 0).0), (2, [255; 3], [255; 3]));
+        let colour = pictures(&[1.0, -1.0, -1.0], [3, 1, 1]);
+        assert_eq!(colour[0].get_pixel(0, 0).0, [255, 0, 0]);
+    }
+}

@@ -1,0 +1,391 @@
+//! `ladd-fast distill`: from a teacher to a student that draws in one to four steps. Without arguments it is the demo.
+//!
+//! The parts of a run, in order: load the teacher, synthesize latents, measure what there is before, distil (with sample
+//! grids, measurements and checkpoints on the way), train the regression control, write pictures, curves and tables.
+//! Every part can be interrupted; `--resume` goes on behind the last checkpoint.
+
+mod batches;
+mod showing;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::Args;
+
+use super::common::progress::duration;
+use super::common::{Globals, Loaded, Outcome, Progress, Stop, interrupt, latents, network, number, output, path, start_threads};
+use crate::Result;
+use crate::config::Config;
+use crate::data::{LatentDataset, Loader};
+use crate::device::Backend;
+use crate::device::cpu::Cpu;
+use crate::format::{Dtype, Role};
+use crate::ladd::LaddConfig;
+use crate::report::{Results, distillation_panels, draw_panels, save_png};
+use crate::train::checkpoint::{self, TrainingState};
+use crate::train::{DistillSettings, Distiller, QualityRecord, Record, RunFolder, StepRecord, Watch};
+
+use batches::Batches;
+use showing::Showing;
+
+/// Distil a teacher into a student that draws in 1-4 steps; without arguments, the demo.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ladd-fast distill                                     the demo: under five minutes on two cores
+  ladd-fast distill --preset demo-quick                 the same in about a minute
+  ladd-fast distill --steps 1600 --set ladd.update=alternating
+  ladd-fast distill --run runs/NAME --resume            go on with an interrupted run
+  ladd-fast distill --teacher teacher.safetensors --data latents --config my-run.toml
+
+A run writes everything to its own folder: settings, metrics, sample grids, curves, checkpoints, the student.")]
+pub struct Arguments {
+    /// The teacher: a checkpoint, or `builtin` for the demo's.
+    #[arg(long, value_name = "FILE")]
+    teacher: Option<PathBuf>,
+    /// Folder of latents from `synthesize` [default: draw them first].
+    #[arg(long, value_name = "FOLDER")]
+    data: Option<PathBuf>,
+    /// Optimiser steps.
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
+    /// Samples per step.
+    #[arg(long, value_name = "N")]
+    batch: Option<u64>,
+    /// Seed.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// The run's folder [default: runs/DATE-TIME].
+    #[arg(long, value_name = "FOLDER")]
+    run: Option<PathBuf>,
+    /// Go on with the run in --run behind its last checkpoint.
+    #[arg(long, requires = "run")]
+    resume: bool,
+}
+
+pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
+    let flags = vec![
+        path("teacher.checkpoint", "--teacher", arguments.teacher.as_ref()),
+        path("data.shards", "--data", arguments.data.as_ref()),
+        number("distill.steps", "--steps", arguments.steps),
+        number("distill.batch", "--batch", arguments.batch),
+        number("seed", "--seed", arguments.seed),
+    ];
+    let (config, teacher, mut run) = match &arguments.run {
+        Some(folder) if arguments.resume => {
+            globals.refuse_settings(&flags)?;
+            let run = RunFolder::open(folder)?;
+            let config = run.config()?;
+            start_threads(globals.threads.unwrap_or(config.threads))?;
+            let teacher = network::load(&config.teacher.checkpoint)?;
+            (config, teacher, run)
+        }
+        folder => {
+            let config = globals.load(flags)?;
+            let teacher = network::load(&config.teacher.checkpoint)?;
+            teacher.pipeline().text.tokens()?;
+            let run = RunFolder::create(folder.as_deref(), &config)?;
+            (config, teacher, run)
+        }
+    };
+    config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
+    let done = distill(&Cpu::<f32>::new(), &config, &teacher, &mut run);
+    if matches!(done, Err(Stop::Interrupted)) {
+        output::note(&format!("interrupted; go on with: ladd-fast distill --run {} --resume", run.path().display()));
+    }
+    done
+}
+
+/// A distillation with everything around it.
+struct Session<'a, B: Backend> {
+    b: &'a B,
+    config: &'a Config,
+    teacher: &'a Loaded,
+    teacher_weights: Vec<f32>,
+    run: &'a mut RunFolder,
+    records: Vec<Record>,
+}
+
+fn distill<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &mut RunFolder) -> Outcome {
+    let started = Instant::now();
+    banner(b, config, teacher, run);
+    let folder = match config.data.shards.as_str() {
+        "" => run.join("latents"),
+        shards => PathBuf::from(shards),
+    };
+    let model = teacher.model(b)?;
+    let teacher_weights = teacher.weights(&model)?;
+    let mut session = Session { b, config, teacher, teacher_weights, records: run.records()?, run };
+    if config.data.shards.is_empty() {
+        session.phase("synthesis", 0, |_| latents::synthesize(b, teacher, &config.synthesize, config.seed, &folder))?;
+    }
+    let dataset = Arc::new(latents::open(&folder)?);
+    latents::check_fit(&dataset, teacher, &folder)?;
+
+    let mut distiller = session.distiller(config.ladd.clone(), config.distill.steps)?;
+    let seconds = session.restore(&mut distiller)?;
+    let mut showing = Showing::new(&session, dataset.prompts())?;
+    session.phase("evaluation", 0, |session| showing.before(session))?;
+    let resumed = distiller.done();
+    let trained = session.train(&mut distiller, &dataset, &mut showing, seconds);
+    if distiller.done() > resumed && matches!(trained, Err(Stop::Interrupted)) {
+        session.draw_curves()?; // whoever looks at an interrupted run wants to see how far it came
+    }
+    trained?;
+
+    let weights = distiller.student.averaged_weights(b)?;
+    if showing.measures() && !session.quality().iter().any(|q| q.network == "student" && q.step == config.distill.steps) {
+        session.phase("evaluation", config.distill.steps, |session| showing.student(session, &weights, config.distill.steps, true))?;
+    }
+    session.save_student(&distiller, &weights)?;
+    drop(distiller);
+    if config.distill.control && showing.measures() {
+        session.phase("control", config.distill.steps, |session| session.control(&dataset, &mut showing))?;
+    }
+    session.phase("evaluation", config.distill.steps, |session| showing.comparison(session, &weights))?;
+    session.draw_curves()?;
+    session.results(started.elapsed().as_secs_f64())
+}
+
+/// One line on what will happen.
+fn banner<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &RunFolder) {
+    let length = match config.preset.as_str() {
+        "demo" => ", under five minutes on two cores",
+        "demo-quick" => ", about a minute on two cores",
+        _ => "",
+    };
+    output::note(&format!(
+        "distilling {} ({:.1} M parameters) in {} steps of {} on {} ({} threads){length}; everything goes to {}",
+        match teacher.name.as_str() {
+            "builtin" => "the built-in teacher",
+            name => name,
+        },
+        teacher.parameters() as f64 / 1e6,
+        config.distill.steps,
+        config.distill.batch,
+        b.name(),
+        rayon::current_num_threads(),
+        run.path().display()
+    ));
+}
+
+impl<B: Backend> Session<'_, B> {
+    /// Runs a part and records how long it took, also when it was interrupted.
+    fn phase(&mut self, name: &str, step: u32, part: impl FnOnce(&mut Self) -> Outcome) -> Outcome {
+        let started = Instant::now();
+        let outcome = part(self);
+        self.record(Record::Phase { name: name.to_owned(), seconds: started.elapsed().as_secs_f64(), step })?;
+        outcome
+    }
+
+    fn record(&mut self, record: Record) -> Result<()> {
+        self.run.append(&record)?;
+        self.records.push(record);
+        Ok(())
+    }
+
+    fn quality(&self) -> Vec<QualityRecord> {
+        let quality = self.records.iter().filter_map(|r| match r {
+            Record::Quality(quality) => Some(quality.clone()),
+            _ => None,
+        });
+        quality.collect()
+    }
+
+    /// A fresh student and fresh heads.
+    fn distiller(&self, ladd: LaddConfig, total_steps: u32) -> Result<Distiller<B>> {
+        let config = self.config;
+        let settings = DistillSettings {
+            ladd,
+            student: config.optim.student.clone(),
+            heads: config.optim.heads.clone(),
+            total_steps,
+            ema_decay: config.distill.ema_decay,
+            seed: config.seed,
+            activation_checkpointing: config.distill.activation_checkpointing,
+        };
+        let weights = &self.teacher_weights;
+        let (teacher, student) = (self.teacher.model(self.b)?, self.teacher.model(self.b)?);
+        Distiller::new(self.b, settings, (teacher, weights), (student, weights))
+    }
+
+    /// Continues behind the newest checkpoint, if there is one; returns the seconds trained so far.
+    fn restore(&mut self, distiller: &mut Distiller<B>) -> Result<f64> {
+        let Some((_, folder)) = self.run.latest_checkpoint()? else {
+            self.records = self.run.truncate_after(0)?;
+            return Ok(0.0);
+        };
+        let settings = checkpoint_settings(self.config)?;
+        let networks = &mut [("student", &mut distiller.student), ("heads", &mut distiller.heads)];
+        let state = checkpoint::load(self.b, &folder, &settings, networks)?;
+        distiller.resume_at(state.step);
+        self.records = self.run.truncate_after(state.step)?;
+        output::note(&format!("going on behind step {}", state.step));
+        Ok(state.seconds)
+    }
+
+    /// The distillation itself.
+    fn train(&mut self, distiller: &mut Distiller<B>, dataset: &Arc<LatentDataset>, showing: &mut Showing<'_, B>, before: f64) -> Outcome {
+        let config = &self.config.distill;
+        if distiller.done() >= config.steps {
+            return Ok(());
+        }
+        let mut batches = Batches::new(self.config, self.teacher.pipeline(), dataset, distiller.needs_mismatch())?;
+        let mut loader = Loader::new(dataset.clone(), self.config.seed, config.micro_batch(), config.accumulate)?;
+        let mut progress = Progress::new("distillation", u64::from(config.steps), u64::from(distiller.done()));
+        let (mut watch, mut seconds) = (Watch::default(), before);
+        while distiller.done() < config.steps {
+            let started = Instant::now();
+            distiller.step(self.b, &batches.next(&mut loader, distiller.done())?)?;
+            let step = distiller.done();
+            let last = step == config.steps;
+            if step.is_multiple_of(config.log_every) || last {
+                let record = distiller.record(self.b, seconds + started.elapsed().as_secs_f64())?;
+                progress.set(u64::from(step), || summary(&record));
+                let warnings = watch.observe(&record);
+                self.record(Record::Step(record))?;
+                warnings?.iter().for_each(|warning| tracing::warn!("{warning}"));
+            }
+            seconds += started.elapsed().as_secs_f64();
+            let stop = interrupt::requested();
+            if !stop && (due(config.eval_every, step) || due(config.sample_every, step) || last) {
+                let measure = due(config.eval_every, step) || last;
+                let weights = distiller.student.averaged_weights(self.b)?;
+                match self.phase("evaluation", step, |session| showing.student(session, &weights, step, measure)) {
+                    Err(Stop::Interrupted) => {} // the checkpoint comes first
+                    other => other?,
+                }
+                self.draw_curves()?;
+            }
+            if stop || interrupt::requested() || due(config.checkpoint_every, step) || last {
+                self.write_checkpoint(distiller, seconds)?;
+            }
+            if !last {
+                interrupt::check()?;
+            }
+        }
+        progress.finish(&format!("{} steps", config.steps));
+        self.record(Record::Phase { name: "distillation".into(), seconds, step: config.steps })?;
+        interrupt::check()
+    }
+
+    fn write_checkpoint(&self, distiller: &Distiller<B>, seconds: f64) -> Result<()> {
+        let step = distiller.done();
+        let state = TrainingState::new(step, seconds, checkpoint_settings(self.config)?);
+        self.run.write_checkpoint(step, self.config.distill.keep_checkpoints, |folder| {
+            checkpoint::save(self.b, folder, &state, &[("student", &distiller.student), ("heads", &distiller.heads)])
+        })?;
+        Ok(())
+    }
+
+    /// The averaged student, for this program and for diffusers.
+    fn save_student(&self, distiller: &Distiller<B>, weights: &[f32]) -> Result<()> {
+        let mut pipeline = self.teacher.pipeline().clone();
+        pipeline.role = Role::Student;
+        let notes = [
+            ("made_by", format!("ladd-fast {} distill", env!("CARGO_PKG_VERSION"))),
+            ("teacher", self.teacher.checkpoint.fingerprint()),
+            ("steps", self.config.distill.steps.to_string()),
+            ("seed", self.config.seed.to_string()),
+        ];
+        pipeline.notes = notes.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        let checkpoint = network::checkpoint(self.b, distiller.student_model(), weights, pipeline)?;
+        network::save(&checkpoint, &self.run.folder("student")?, "student", Dtype::F32)?;
+        Ok(())
+    }
+
+    /// The control: the same student, trained by plain regression onto the same latents.
+    fn control(&mut self, dataset: &Arc<LatentDataset>, showing: &mut Showing<'_, B>) -> Outcome {
+        let file = self.run.folder("control")?.join("student.safetensors");
+        if file.is_file() {
+            let loaded = network::load(&file.to_string_lossy())?;
+            let weights = loaded.weights(&loaded.model(self.b)?)?;
+            return showing.control(self, &weights);
+        }
+        let config = &self.config.distill;
+        let steps = if config.control_steps == 0 { config.steps } else { config.control_steps };
+        let ladd = LaddConfig { adversarial_weight: 0.0, distillation_weight: 1.0, ..self.config.ladd.clone() };
+        let mut distiller = self.distiller(ladd, steps)?;
+        let mut batches = Batches::new(self.config, self.teacher.pipeline(), dataset, false)?;
+        let mut loader = Loader::new(dataset.clone(), self.config.seed, config.micro_batch(), config.accumulate)?;
+        let mut progress = Progress::new("control", u64::from(steps), 0);
+        while distiller.done() < steps {
+            interrupt::check()?;
+            distiller.step(self.b, &batches.next(&mut loader, distiller.done())?)?;
+            let record = distiller.record(self.b, 0.0)?;
+            progress.set(u64::from(distiller.done()), || format!("regression {:.3}", record.loss_distillation));
+        }
+        progress.finish(&format!("{steps} steps of plain regression"));
+        let weights = distiller.student.averaged_weights(self.b)?;
+        let mut pipeline = self.teacher.pipeline().clone();
+        pipeline.role = Role::Student;
+        network::checkpoint(self.b, distiller.student_model(), &weights, pipeline)?.save(&file, Dtype::F32)?;
+        showing.control(self, &weights)
+    }
+
+    fn draw_curves(&self) -> Result<()> {
+        let steps: Vec<StepRecord> =
+            self.records.iter().filter_map(|r| if let Record::Step(s) = r { Some(s.clone()) } else { None }).collect();
+        let chance = match self.config.ladd.loss {
+            crate::ladd::AdversarialLoss::Hinge => 2.0,
+            crate::ladd::AdversarialLoss::NonSaturating => 2.0 * f64::ln(2.0),
+        };
+        let panels = distillation_panels(&steps, &self.quality(), Some(chance));
+        let title = format!("LADD, preset {}, seed {}", self.config.preset, self.config.seed);
+        save_png(&draw_panels(&title, &panels)?, &self.run.join("curves.png"))
+    }
+
+    /// The tables, and the names of the files to open.
+    fn results(&self, seconds: f64) -> Outcome {
+        let mut parts = BTreeMap::new();
+        for record in &self.records {
+            if let Record::Phase { name, seconds, .. } = record {
+                *parts.entry(name.clone()).or_insert(0.0) += seconds;
+            }
+        }
+        let results = Results::new(&self.config.preset, self.config.seed, rayon::current_num_threads(), parts, self.quality());
+        results.write(self.run.path())?;
+        if !results.quality.is_empty() {
+            output::result("");
+            output::result(&results.markdown());
+        }
+        let run = self.run.path().display();
+        let files = [
+            ("comparison.png", "teacher, control and student, same prompts and seeds"),
+            ("curves.png", "losses, accuracy of the heads, gradient norms, quality over time"),
+            ("results.md", "the tables above; results.json for programs"),
+            ("student", "the student, for `ladd-fast sample --network` and for diffusers"),
+        ];
+        output::result(&format!("Done in {}. Open:", duration(seconds)));
+        for (name, what) in files.iter().filter(|(name, _)| self.run.join(name).exists()) {
+            output::result(&format!("  {:<40} {what}", format!("{run}/{name}")));
+        }
+        Ok(())
+    }
+}
+
+/// The settings a checkpoint depends on; threads and folders may change.
+fn checkpoint_settings(config: &Config) -> Result<String> {
+    Config { threads: 0, run_dir: PathBuf::new(), ..config.clone() }.resolved()
+}
+
+fn due(every: u32, step: u32) -> bool {
+    every > 0 && step.is_multiple_of(every)
+}
+
+/// The current losses, for the progress bar.
+fn summary(record: &StepRecord) -> String {
+    if record.heads.is_empty() {
+        return format!("regression {:.3}", record.loss_distillation);
+    }
+    let mean = |value: fn(&crate::train::HeadStats) -> f32| record.heads.iter().map(value).sum::<f32>() / record.heads.len() as f32;
+    format!(
+        "D {:.2}  G {:+.2}  accuracy {:.2} real {:.2} fake",
+        record.loss_d,
+        record.loss_g,
+        mean(|h| h.accuracy_real),
+        mean(|h| h.accuracy_fake)
+    )
+}

@@ -1,0 +1,77 @@
+//! Micro-batches for the LADD step: latents from the shards, text from the table of prompts.
+
+use crate::Result;
+use crate::cli::common::draw::Prompts;
+use crate::config::Config;
+use crate::data::{Batch, LatentDataset, Loader};
+use crate::format::Pipeline;
+use crate::ladd::HostBatch;
+use crate::model::Shape;
+use crate::train::MicroBatch;
+
+/// The memory of the micro-batches of one step.
+pub struct Batches {
+    prompts: Prompts,
+    tokens: usize,
+    mismatch: bool,
+    micro: Vec<Micro>,
+}
+
+#[derive(Default)]
+struct Micro {
+    latents: Batch,
+    context: Vec<f32>,
+    pooled: Vec<f32>,
+    other_context: Vec<f32>,
+    other_pooled: Vec<f32>,
+}
+
+impl Batches {
+    /// Encodes the prompts of the data set. With `mismatch` every sample also gets another sample's text.
+    pub fn new(config: &Config, pipeline: &Pipeline, dataset: &LatentDataset, mismatch: bool) -> Result<Self> {
+        let micro = (0..config.distill.accumulate).map(|_| Micro::default()).collect();
+        Ok(Self { prompts: Prompts::new(pipeline, dataset.prompts())?, tokens: pipeline.text.tokens()?, mismatch, micro })
+    }
+
+    /// The micro-batches of `step`.
+    pub fn next(&mut self, loader: &mut Loader, step: u32) -> Result<Vec<MicroBatch<'_>>> {
+        for (index, micro) in self.micro.iter_mut().enumerate() {
+            loader.batch_into(step, index, &mut micro.latents)?;
+            let which: Vec<usize> = micro.latents.prompts.iter().map(|p| *p as usize).collect();
+            self.prompts.gather(which.iter().copied(), &mut micro.context, &mut micro.pooled);
+            if self.mismatch {
+                let others = mismatched(&which);
+                self.prompts.gather(others.into_iter(), &mut micro.other_context, &mut micro.other_pooled);
+            }
+        }
+        let tokens = self.tokens;
+        let (mismatch, micro) = (self.mismatch, &self.micro);
+        Ok(micro
+            .iter()
+            .map(|m| {
+                let [_, height, width] = m.latents.shape;
+                let shape = Shape { batch: m.latents.prompts.len(), height, width, text: tokens };
+                let other = mismatch.then_some((m.other_context.as_slice(), m.other_pooled.as_slice()));
+                MicroBatch { shape, values: HostBatch { x0: &m.latents.latents, context: &m.context, pooled: &m.pooled, mismatch: other } }
+            })
+            .collect())
+    }
+}
+
+/// For every sample the prompt of the next sample of the batch that has another one; its own where there is none.
+fn mismatched(which: &[usize]) -> Vec<usize> {
+    let n = which.len();
+    (0..n).map(|i| (1..n).map(|d| which[(i + d) % n]).find(|p| *p != which[i]).unwrap_or(which[i])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mismatched_prompts_differ_where_they_can() {
+        assert_eq!(mismatched(&[0, 0, 1, 2]), [1, 1, 2, 0]);
+        assert_eq!(mismatched(&[3, 3]), [3, 3]);
+        assert!(mismatched(&[]).is_empty());
+    }
+}

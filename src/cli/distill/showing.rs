@@ -1,0 +1,195 @@
+//! What a run shows: the student beside its teacher on the same prompts and seeds, as pictures and as numbers.
+
+use super::Session;
+use crate::Result;
+use crate::cli::common::measure::{Bench, fd_note, student_settings, teacher_settings};
+use crate::cli::common::{Outcome, Painter, Progress, network, output};
+use crate::device::Backend;
+use crate::flow::SampleSettings;
+use crate::report::{Grid, Group, Row, draw_grid, save_png};
+use crate::train::Record;
+
+/// Draws, measures and keeps the teacher's rows.
+pub struct Showing<'a, B: Backend> {
+    /// Nothing where images cannot be decoded here.
+    tools: Option<(Bench, Painter<'a, B>)>,
+    student: Vec<SampleSettings>,
+    teacher: Vec<SampleSettings>,
+    teacher_rows: Vec<Row>,
+}
+
+impl<'a, B: Backend> Showing<'a, B> {
+    /// For the networks of this run; `prompts` are those of the training latents.
+    pub fn new(session: &Session<'a, B>, prompts: &[String]) -> Result<Self> {
+        let (config, pipeline) = (&session.config.eval, session.teacher.pipeline());
+        let tools = match Bench::new(pipeline, config, session.config.seed, prompts)? {
+            Some(bench) => {
+                let shape = network::latent_shape(pipeline, 0, 0)?;
+                Some((bench, Painter::new(session.b, session.teacher.model(session.b)?, pipeline, shape, config.batch, "")?))
+            }
+            None => {
+                output::note("images cannot be decoded here: this run has no sample grids and no measurements");
+                None
+            }
+        };
+        let (student, teacher) = (student_settings(config), teacher_settings(config, pipeline.shift));
+        student.iter().chain(&teacher).try_for_each(|s| s.times().map(drop))?;
+        Ok(Self { tools, student, teacher, teacher_rows: Vec::new() })
+    }
+
+    /// Whether quality can be measured.
+    pub fn measures(&self) -> bool {
+        self.tools.as_ref().is_some_and(|(bench, _)| bench.measures())
+    }
+
+    /// Measures the teacher and the network before the distillation, if that was not done yet, and draws the first grid.
+    pub fn before(&mut self, session: &mut Session<'_, B>) -> Outcome {
+        let weights = network::upload(session.b, &session.teacher_weights)?;
+        let (student, teacher) = (self.student.clone(), self.teacher.clone());
+        if self.measures() && session.quality().iter().filter(|q| q.network == "before").count() < student.len() {
+            let cost = self.cost(&student) + self.cost(&teacher);
+            let mut progress = Progress::new("evaluation", cost, 0);
+            self.measure(session, &weights, &teacher, ("teacher", 0), &mut progress)?;
+            self.measure(session, &weights, &student, ("before", 0), &mut progress)?;
+            progress.finish("the teacher, and the same network with the student's sampler before LADD");
+        }
+        let best = self.teacher_highlights();
+        self.teacher_rows = self.rows(session, &weights, &best, "teacher", None)?;
+        let rows = self.rows(session, &weights, &student, "before", None)?;
+        self.save(session, "Student before the first step", rows, 0)
+    }
+
+    /// Measures the student if `measure`, and draws the grid of `step`.
+    pub fn student(&mut self, session: &mut Session<'_, B>, weights: &[f32], step: u32, measure: bool) -> Outcome {
+        let weights = network::upload(session.b, weights)?;
+        let settings = self.student.clone();
+        if measure && self.measures() {
+            let mut progress = Progress::new("evaluation", self.cost(&settings), 0);
+            let measured = self.measure(session, &weights, &settings, ("student", step), &mut progress)?;
+            progress.finish(&format!("step {step}: {}", measured.join(", ")));
+        }
+        let rows = self.rows(session, &weights, &settings, "student", Some(step))?;
+        self.save(session, &format!("Student after {step} steps"), rows, step)
+    }
+
+    /// Measures the regression control, if that was not done yet.
+    pub fn control(&mut self, session: &mut Session<'_, B>, weights: &[f32]) -> Outcome {
+        if session.quality().iter().filter(|q| q.network == "control").count() < self.student.len() {
+            let weights = network::upload(session.b, weights)?;
+            let settings = self.student.clone();
+            let mut progress = Progress::new("evaluation", self.cost(&settings), 0);
+            let measured = self.measure(session, &weights, &settings, ("control", session.config.distill.steps), &mut progress)?;
+            progress.finish(&format!("control: {}", measured.join(", ")));
+        }
+        Ok(())
+    }
+
+    /// The picture at the end: everything above each other.
+    pub fn comparison(&mut self, session: &mut Session<'_, B>, student: &[f32]) -> Outcome {
+        let Some((bench, _)) = &self.tools else { return Ok(()) };
+        let columns = bench.columns();
+        let (settings, b) = (self.student.clone(), session.b);
+        let before = network::upload(b, &session.teacher_weights)?;
+        let student = network::upload(b, student)?;
+        let mut groups = vec![
+            Group { title: "Teacher".into(), rows: self.teacher_rows.clone() },
+            Group {
+                title: "The same network with the student's sampler, before LADD".into(),
+                rows: self.rows(session, &before, &settings, "before", None)?,
+            },
+        ];
+        let control = session.run.join("control/student.safetensors");
+        if control.is_file() {
+            let loaded = network::load(&control.to_string_lossy())?;
+            let weights = network::upload(b, &loaded.weights(&loaded.model(b)?)?)?;
+            let rows = self.rows(session, &weights, &settings, "control", None)?;
+            groups.push(Group { title: "Control: plain regression onto the same latents".into(), rows });
+        }
+        let rows = self.rows(session, &student, &settings, "student", Some(session.config.distill.steps))?;
+        groups.push(Group { title: "Student, unguided".into(), rows });
+        let grid = Grid {
+            title: "Latent Adversarial Diffusion Distillation".into(),
+            subtitle: format!(
+                "{}, {} steps of {}, seed {}; same prompts and seeds in all rows",
+                session.config.preset, session.config.distill.steps, session.config.distill.batch, session.config.seed
+            ),
+            columns,
+            groups,
+        };
+        Ok(save_png(&draw_grid(&grid), &session.run.join("comparison.png"))?)
+    }
+
+    /// The teacher at its most steps, guided, and at four guided steps, where those are measured.
+    fn teacher_highlights(&self) -> Vec<SampleSettings> {
+        let guided: Vec<_> = self.teacher.iter().filter(|s| s.guidance != 1.0).collect();
+        let pool = if guided.is_empty() { self.teacher.iter().collect() } else { guided };
+        let most = pool.iter().max_by_key(|s| s.steps).map(|s| (*s).clone());
+        let mut settings: Vec<SampleSettings> = most.into_iter().collect();
+        for steps in [4, 1] {
+            let wanted = pool.iter().find(|s| s.steps == steps && settings.first().is_some_and(|most| most.steps > steps));
+            settings.extend(wanted.map(|s| (*s).clone()));
+        }
+        settings
+    }
+
+    /// Measures and records; returns `FD 8.71 at 1` and so on.
+    fn measure(
+        &mut self,
+        session: &mut Session<'_, B>,
+        params: &B::Data,
+        settings: &[SampleSettings],
+        what: (&str, u32),
+        progress: &mut Progress,
+    ) -> Outcome<Vec<String>> {
+        let Some((bench, painter)) = &mut self.tools else { return Ok(Vec::new()) };
+        let mut words = Vec::new();
+        for settings in settings {
+            if let Some((record, _)) = bench.measure(painter, params, settings, what, progress)? {
+                words.push(format!("FD {:.2} at {}", record.fd, record.steps));
+                session.record(Record::Quality(record))?;
+            }
+        }
+        Ok(words)
+    }
+
+    /// Rows of pictures, with the quality where it was measured.
+    fn rows(
+        &mut self,
+        session: &Session<'_, B>,
+        params: &B::Data,
+        settings: &[SampleSettings],
+        network: &str,
+        step: Option<u32>,
+    ) -> Outcome<Vec<Row>> {
+        let Some((bench, painter)) = &mut self.tools else { return Ok(Vec::new()) };
+        let quality = session.quality();
+        let mut rows = Vec::new();
+        for settings in settings {
+            let matches = |q: &&crate::train::QualityRecord| {
+                let same = q.network == network && step.is_none_or(|step| q.step == step);
+                same && q.steps == settings.steps && q.guidance == settings.guidance && q.sampler == settings.kind.name()
+            };
+            let note = quality.iter().rev().find(matches).map(fd_note).unwrap_or_default();
+            rows.push(bench.row(painter, params, settings, note)?);
+        }
+        Ok(rows)
+    }
+
+    fn save(&self, session: &Session<'_, B>, title: &str, rows: Vec<Row>, step: u32) -> Outcome {
+        let Some((bench, _)) = &self.tools else { return Ok(()) };
+        let grid = Grid {
+            title: format!("Step {step}"),
+            subtitle: "same prompts and seeds in all rows".into(),
+            columns: bench.columns(),
+            groups: vec![
+                Group { title: "Teacher".into(), rows: self.teacher_rows.clone() },
+                Group { title: format!("{title}, unguided"), rows },
+            ],
+        };
+        Ok(save_png(&draw_grid(&grid), &session.run.sample_path(step))?)
+    }
+
+    fn cost(&self, settings: &[SampleSettings]) -> u64 {
+        self.tools.as_ref().map_or(0, |(bench, _)| bench.cost(settings))
+    }
+}

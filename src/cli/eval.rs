@@ -1,0 +1,93 @@
+//! `ladd-fast eval`: Fréchet distance, accuracy and diversity of a network against the demo's test set.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+
+use super::common::measure::{Bench, student_settings, teacher_settings};
+use super::common::{Globals, Outcome, Painter, Progress, flag, network, number, output};
+use crate::Error;
+use crate::device::cpu::Cpu;
+use crate::flow::SampleSettings;
+use crate::format::Role;
+use crate::report::Results;
+
+/// Measure a network against the demo's test set.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ladd-fast eval --network runs/NAME
+  ladd-fast eval --network builtin --steps 8,25 --guidance 2
+  ladd-fast eval --network runs/NAME --samples 5000 --out results
+
+A student is measured unguided with the renoise sampler, a teacher guided and unguided with Euler. Only networks of the
+demo can be measured: the classifier knows nothing but its images.")]
+pub struct Arguments {
+    /// The network: a run folder, a checkpoint, or `builtin`.
+    #[arg(long, value_name = "PATH", default_value = "builtin")]
+    network: String,
+    /// Step counts.
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',')]
+    steps: Vec<u64>,
+    /// Guidance scale of the guided teacher.
+    #[arg(long, value_name = "X")]
+    guidance: Option<f64>,
+    /// Images per setting.
+    #[arg(long, value_name = "N")]
+    samples: Option<u64>,
+    /// Seed.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Folder for results.json and results.md.
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+}
+
+pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
+    let steps = || -> Option<toml::Value> {
+        let list = arguments.steps.iter().map(|n| toml::Value::Integer(i64::try_from(*n).unwrap_or(i64::MAX)));
+        (!arguments.steps.is_empty()).then(|| toml::Value::Array(list.collect()))
+    };
+    let config = globals.load(vec![
+        flag("eval.student_steps", "--steps", steps()),
+        flag("eval.teacher_steps", "--steps", steps()),
+        flag("eval.guidance", "--guidance", arguments.guidance),
+        number("eval.samples", "--samples", arguments.samples),
+        number("seed", "--seed", arguments.seed),
+    ])?;
+    let loaded = network::load(&arguments.network)?;
+    let pipeline = loaded.pipeline();
+    let bench = Bench::new(pipeline, &config.eval, config.seed, &[])?.filter(Bench::measures);
+    let bench = bench.ok_or_else(|| {
+        Error::Usage(format!("{}: quality can be measured only for networks that draw the demo's images, 32x32 and grey", loaded.name))
+    })?;
+    let (name, settings): (&str, Vec<SampleSettings>) = match pipeline.role {
+        Role::Student => ("student", student_settings(&config.eval)),
+        Role::Teacher => ("teacher", teacher_settings(&config.eval, pipeline.shift)),
+    };
+    settings.iter().try_for_each(|s| s.times().map(drop))?;
+
+    let started = Instant::now();
+    let b = Cpu::<f32>::new();
+    let model = loaded.model(&b)?;
+    let params = network::upload(&b, &loaded.weights(&model)?)?;
+    let shape = network::latent_shape(pipeline, 0, 0)?;
+    let mut painter = Painter::new(&b, model, pipeline, shape, config.eval.batch, "")?;
+    let mut progress = Progress::new("measuring", bench.cost(&settings), 0);
+    let mut quality = Vec::new();
+    for settings in &settings {
+        quality.extend(bench.measure(&mut painter, &params, settings, (name, 0), &mut progress)?.map(|(record, _)| record));
+    }
+    progress.finish(&format!("{} settings, {} images each", settings.len(), config.eval.samples));
+    let seconds = BTreeMap::from([("evaluation".to_owned(), started.elapsed().as_secs_f64())]);
+    let results = Results::new(&config.preset, config.seed, rayon::current_num_threads(), seconds, quality);
+    output::result(&results.markdown());
+    if let Some(folder) = &arguments.out {
+        std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
+        results.write(folder)?;
+        output::result(&format!("results.json and results.md in {}", folder.display()));
+    }
+    Ok(())
+}

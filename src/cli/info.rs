@@ -1,0 +1,142 @@
+//! `ladd-fast info`: what a file or folder is, or what this program and this machine are.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::common::{Globals, Loaded, Outcome, network, output};
+use crate::config::PRESETS;
+use crate::data::{MANIFEST, Manifest};
+use crate::device::Backend;
+use crate::device::cpu::Cpu;
+use crate::model::ModelConfig;
+use crate::train::{Record, RunFolder};
+use crate::{Error, Result};
+
+/// Describe a network, a folder of latents, a run, or this machine.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ladd-fast info                          version, device, presets
+  ladd-fast info builtin                  the demo's teacher
+  ladd-fast info runs/NAME                a run: how far it is, what it reached
+  ladd-fast info latents                  a folder of training latents
+  ladd-fast info sd3.5_medium.safetensors")]
+pub struct Arguments {
+    /// A network, a folder of latents, a run; without it: the program and the machine.
+    #[arg(value_name = "PATH")]
+    path: Option<PathBuf>,
+}
+
+pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
+    globals.load(Vec::new())?;
+    let lines = match arguments.path.as_deref() {
+        None => program(),
+        Some(path) if path.join(MANIFEST).is_file() => latents(path)?,
+        Some(path) if path.join("config.toml").is_file() && path.join("metrics.jsonl").is_file() => run_folder(path)?,
+        Some(path) if path != Path::new("builtin") && !path.exists() => {
+            let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
+            return Err(Error::io("read", path, missing).into());
+        }
+        Some(path) => describe(&network::load(&path.to_string_lossy())?),
+    };
+    lines.iter().for_each(|line| output::result(line));
+    Ok(())
+}
+
+fn program() -> Vec<String> {
+    let mut lines = vec![
+        entry("ladd-fast", env!("CARGO_PKG_VERSION")),
+        entry("device", Cpu::<f32>::new().name()),
+        entry("threads", rayon::current_num_threads()),
+        entry("presets", ""),
+    ];
+    lines.extend(PRESETS.iter().map(|p| format!("  {:<14} {}", p.name, p.about)));
+    lines
+}
+
+fn describe(loaded: &Loaded) -> Vec<String> {
+    let pipeline = loaded.pipeline();
+    let mut lines = vec![
+        entry("network", &loaded.name),
+        entry("role", format!("{:?}", pipeline.role).to_lowercase()),
+        entry("parameters", format!("{:.2} M", loaded.parameters() as f64 / 1e6)),
+        entry("model", model(&pipeline.model)),
+        entry("latents", summary(&pipeline.codec)),
+        entry("text", summary(&pipeline.text)),
+        entry("shift", pipeline.shift),
+        entry("fingerprint", loaded.checkpoint.fingerprint()),
+    ];
+    lines.extend(pipeline.notes.iter().map(|(key, value)| entry(key, value)));
+    lines
+}
+
+fn model(model: &ModelConfig) -> String {
+    let dual =
+        if model.dual_attention_blocks > 0 { format!(", dual attention in {} blocks", model.dual_attention_blocks) } else { String::new() };
+    format!(
+        "{} blocks, {} heads of {}, hidden {}, patch {}, {} channels, positional grid {G}x{G}{}{dual}",
+        model.depth,
+        model.heads,
+        model.head_dim,
+        model.hidden(),
+        model.patch,
+        model.in_channels,
+        if model.qk_norm { ", QK-RMSNorm" } else { "" },
+        G = model.pos_embed_max
+    )
+}
+
+/// A setting as JSON without its long lists of numbers.
+fn summary(setting: &impl serde::Serialize) -> String {
+    let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(setting) else { return String::new() };
+    let short = fields.iter().filter(|(key, value)| *key != "kind" && !value.is_array()).map(|(key, value)| format!("{key} {value}"));
+    let kind = fields.get("kind").and_then(|k| k.as_str()).unwrap_or_default().to_owned();
+    std::iter::once(kind).chain(short).collect::<Vec<_>>().join(", ")
+}
+
+fn latents(path: &Path) -> Result<Vec<String>> {
+    let manifest = Manifest::read(path)?;
+    let settings = &manifest.settings;
+    let (count, bytes) = (manifest.count(), manifest.shards.iter().map(|s| s.bytes).sum::<u64>());
+    let mut shapes: Vec<_> = manifest.shards.iter().map(|s| s.shape).collect();
+    shapes.dedup();
+    Ok(vec![
+        entry("latents", path.display()),
+        entry("complete", format!("{count} of {} in {} shards, {:.1} MB", settings.total, manifest.shards.len(), bytes as f64 / 1e6)),
+        entry("shapes", format!("{shapes:?}")),
+        entry("sampler", format!("{}, {} steps, guidance {}", settings.sampler, settings.sampler_steps, settings.guidance)),
+        entry("seed", settings.seed),
+        entry("prompts", format!("{}, such as {:?}", settings.prompts.len(), settings.prompts.first().map_or("", String::as_str))),
+        entry("teacher", &settings.teacher),
+        entry("made by", &manifest.created_by),
+    ])
+}
+
+fn run_folder(path: &Path) -> Result<Vec<String>> {
+    let run = RunFolder::open(path)?;
+    let (config, records) = (run.config()?, run.records()?);
+    let step = records.iter().filter(|r| matches!(r, Record::Step(_) | Record::Pretrain(_))).map(Record::step).max().unwrap_or(0);
+    let pretrain = records.iter().any(|r| matches!(r, Record::Pretrain(_)));
+    let total = if pretrain { config.pretrain.steps } else { config.distill.steps };
+    let mut lines = vec![
+        entry("run", path.display()),
+        entry("what", if pretrain { "pretraining" } else { "distillation" }),
+        entry("preset", &config.preset),
+        entry("seed", config.seed),
+        entry("steps", format!("{step} of {total}")),
+    ];
+    if let Some((step, folder)) = run.latest_checkpoint()? {
+        lines.push(entry("checkpoint", format!("step {step}, {}", folder.display())));
+    }
+    let table = run.join("results.md");
+    if let Ok(text) = std::fs::read_to_string(&table) {
+        lines.push(String::new());
+        lines.extend(text.lines().map(str::to_owned));
+    }
+    Ok(lines)
+}
+
+fn entry(key: &str, value: impl std::fmt::Display) -> String {
+    format!("{key:<12} {value}").trim_end().to_owned()
+}

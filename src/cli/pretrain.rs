@@ -1,0 +1,290 @@
+//! `ladd-fast pretrain`: rectified-flow training of a teacher on Fashion-MNIST, for those who have none. The built-in
+//! teacher was made by it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::{Args, ValueEnum};
+
+use super::common::draw::Prompts;
+use super::common::measure::{Bench, teacher_settings};
+use super::common::progress::duration;
+use super::common::{Globals, Loaded, Outcome, Painter, Progress, Stop, interrupt, network, number, output, path, start_threads};
+use crate::config::Config;
+use crate::data::fashion_mnist::{CLASS_NAMES, IMAGE_SHAPE, Split};
+use crate::data::{Batch, FashionMnist, LatentDataset, Loader};
+use crate::device::Backend;
+use crate::device::cpu::Cpu;
+use crate::format::{Dtype, Pipeline, Role};
+use crate::model::mmdit::sinusoidal_grid;
+use crate::model::{Mmdit, Shape};
+use crate::report::{Grid, Group, Results, draw_grid, draw_panels, pretrain_panels, save_png};
+use crate::text::TextConfig;
+use crate::train::checkpoint::{self, TrainingState};
+use crate::train::{PretrainRecord, PretrainSettings, Pretrainer, Record, RunFolder, initial_weights};
+use crate::vae::CodecConfig;
+use crate::{Error, Result};
+
+/// Side of the DCT blocks: 32 x 32 pixels become 16 channels of 8 x 8.
+const BLOCK: usize = 4;
+/// Images that the scales of the latents are fitted to.
+const FITTED: usize = 10_000;
+/// Words of a caption that are used.
+const TOKENS: usize = 4;
+
+/// Train a teacher on Fashion-MNIST.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  scripts/get-demo-data                                 fetches the images
+  ladd-fast pretrain --images data/fashion-mnist
+  ladd-fast pretrain --images data/fashion-mnist --steps 4000 --set model.hidden=256 --run runs/teacher
+  ladd-fast pretrain --run runs/teacher --resume
+  ladd-fast distill --teacher runs/teacher")]
+pub struct Arguments {
+    /// Folder of the Fashion-MNIST files.
+    #[arg(long, value_name = "FOLDER")]
+    images: Option<PathBuf>,
+    /// Optimiser steps.
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
+    /// Samples per step.
+    #[arg(long, value_name = "N")]
+    batch: Option<u64>,
+    /// Seed.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Type of the weights in the teacher's file.
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    dtype: Precision,
+    /// The run's folder [default: runs/DATE-TIME].
+    #[arg(long, value_name = "FOLDER")]
+    run: Option<PathBuf>,
+    /// Go on with the run in --run behind its last checkpoint.
+    #[arg(long, requires = "run")]
+    resume: bool,
+}
+
+/// Type of stored weights, on the command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Precision {
+    F32,
+    F16,
+}
+
+pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
+    let flags = vec![
+        path("data.images", "--images", arguments.images.as_ref()),
+        number("pretrain.steps", "--steps", arguments.steps),
+        number("pretrain.batch", "--batch", arguments.batch),
+        number("seed", "--seed", arguments.seed),
+    ];
+    let resumed = match &arguments.run {
+        Some(folder) if arguments.resume => {
+            globals.refuse_settings(&flags)?;
+            Some(RunFolder::open(folder)?)
+        }
+        _ => None,
+    };
+    let config = match &resumed {
+        Some(run) => {
+            let config = run.config()?;
+            start_threads(globals.threads.unwrap_or(config.threads))?;
+            config
+        }
+        None => globals.load(flags)?,
+    };
+    let (dataset, pipeline) = prepare(&config)?;
+    let mut run = match resumed {
+        Some(run) => run,
+        None => RunFolder::create(arguments.run.as_deref(), &config)?,
+    };
+    let dtype = match arguments.dtype {
+        Precision::F32 => Dtype::F32,
+        Precision::F16 => Dtype::F16,
+    };
+    let done = pretrain(&Cpu::<f32>::new(), &config, dataset, pipeline, dtype, &mut run);
+    if matches!(done, Err(Stop::Interrupted)) {
+        output::note(&format!("interrupted; go on with: ladd-fast pretrain --run {} --resume", run.path().display()));
+    }
+    done
+}
+
+/// The training set as latents, and the settings of the network that will draw them.
+fn prepare(config: &Config) -> Result<(Arc<LatentDataset>, Pipeline)> {
+    if config.data.latent != "dct" || config.data.text != "words" {
+        return Err(Error::Config("pretrain trains the demo's kind of teacher: data.latent = \"dct\" and data.text = \"words\"".into()));
+    }
+    let images = FashionMnist::load(&config.data.images, Split::Train)?;
+    let codec = CodecConfig::fit(BLOCK, &images.images(0..FITTED), IMAGE_SHAPE, config.data.whiten)?;
+    let text = TextConfig::Words { dim: config.model.context_dim, tokens: TOKENS };
+    let notes = [
+        ("made_by", format!("ladd-fast {} pretrain", env!("CARGO_PKG_VERSION"))),
+        ("data", "Fashion-MNIST, 60000 training images".to_owned()),
+        ("steps", config.pretrain.steps.to_string()),
+        ("batch", config.pretrain.batch.to_string()),
+        ("seed", config.seed.to_string()),
+    ];
+    let notes: BTreeMap<_, _> = notes.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    let pipeline = Pipeline { model: config.model.clone(), codec, text, shift: 1.0, role: Role::Teacher, notes };
+    pipeline.validate()?;
+    let mut latents = Vec::with_capacity(images.len() * IMAGE_SHAPE.iter().product::<usize>());
+    for start in (0..images.len()).step_by(FITTED) {
+        latents.extend(pipeline.codec.encode(&images.images(start..start + FITTED), IMAGE_SHAPE)?);
+    }
+    let labels = images.labels().iter().map(|label| u32::from(*label)).collect();
+    let shape = pipeline.codec.latent_shape(IMAGE_SHAPE)?;
+    let dataset = LatentDataset::from_memory(latents, shape, labels, CLASS_NAMES.map(String::from).to_vec())?;
+    Ok((Arc::new(dataset), pipeline))
+}
+
+fn pretrain<B: Backend>(
+    b: &B,
+    config: &Config,
+    dataset: Arc<LatentDataset>,
+    pipeline: Pipeline,
+    dtype: Dtype,
+    run: &mut RunFolder,
+) -> Outcome {
+    let settings = &config.pretrain;
+    let model = Mmdit::new(b, config.model.clone(), &sinusoidal_grid(&config.model))?;
+    let weights = initial_weights(&model, config.seed);
+    let [_, height, width] = dataset.shape(0)?;
+    let shape = Shape { batch: settings.batch, height, width, text: TOKENS };
+    output::note(&format!(
+        "training a teacher of {:.1} M parameters on {} images, {} steps of {} on {} ({} threads); everything goes to {}",
+        model.layout().arena.parameters() as f64 / 1e6,
+        dataset.len(),
+        settings.steps,
+        settings.batch,
+        b.name(),
+        rayon::current_num_threads(),
+        run.path().display()
+    ));
+    let training = PretrainSettings {
+        timesteps: settings.t.clone(),
+        optim: settings.optim.clone(),
+        total_steps: settings.steps,
+        ema_decay: settings.ema_decay,
+        caption_dropout: settings.caption_dropout,
+        seed: config.seed,
+        activation_checkpointing: settings.activation_checkpointing,
+    };
+    let mut trainer = Pretrainer::new(b, training, model, &weights, shape)?;
+    let fingerprint = Config { threads: 0, run_dir: PathBuf::new(), ..config.clone() }.resolved()?;
+    let mut seconds = 0.0;
+    if let Some((_, folder)) = run.latest_checkpoint()? {
+        let state = checkpoint::load(b, &folder, &fingerprint, &mut [("teacher", &mut trainer.network)])?;
+        trainer.resume_at(state.step);
+        seconds = state.seconds;
+        output::note(&format!("going on behind step {}", state.step));
+    }
+    run.truncate_after(trainer.done())?;
+
+    let mut loader = Loader::new(dataset.clone(), config.seed, settings.batch, 1)?;
+    let prompts = Prompts::new(&pipeline, dataset.prompts())?;
+    let (mut batch, mut context, mut pooled) = (Batch::default(), Vec::new(), Vec::new());
+    let mut progress = Progress::new("training", u64::from(settings.steps), u64::from(trainer.done()));
+    while trainer.done() < settings.steps {
+        let started = Instant::now();
+        loader.batch_into(trainer.done(), 0, &mut batch)?;
+        prompts.gather(batch.prompts.iter().map(|p| *p as usize), &mut context, &mut pooled);
+        trainer.step(b, &batch.latents, &context, &pooled);
+        let step = trainer.done();
+        let last = step == settings.steps;
+        if step.is_multiple_of(settings.log_every) || last {
+            let record = trainer.record(b, seconds + started.elapsed().as_secs_f64())?;
+            progress.set(u64::from(step), || format!("loss {:.3}", record.loss));
+            if !record.loss.is_finite() {
+                return Err(Error::Usage(format!(
+                    "the training has diverged at step {step} (loss {}): begin again with a smaller pretrain.optim.lr",
+                    record.loss
+                ))
+                .into());
+            }
+            run.append(&Record::Pretrain(record))?;
+        }
+        seconds += started.elapsed().as_secs_f64();
+        let due = |every: u32| every > 0 && step.is_multiple_of(every);
+        if due(settings.checkpoint_every) || last || interrupt::requested() {
+            let state = TrainingState::new(step, seconds, fingerprint.clone());
+            run.write_checkpoint(step, settings.keep_checkpoints, |folder| {
+                checkpoint::save(b, folder, &state, &[("teacher", &trainer.network)])
+            })?;
+        }
+        if !last {
+            interrupt::check()?;
+        }
+        if due(settings.sample_every) || last {
+            let weights = trainer.network.averaged_weights(b)?;
+            let checkpoint = network::checkpoint(b, trainer.model(), &weights, pipeline.clone())?;
+            show(b, config, &checkpointed(checkpoint), run, step)?;
+        }
+    }
+    progress.finish(&format!("{} steps", settings.steps));
+
+    let weights = trainer.network.averaged_weights(b)?;
+    let checkpoint = network::checkpoint(b, trainer.model(), &weights, pipeline)?;
+    drop(trainer);
+    let file = network::save(&checkpoint, &run.folder("teacher")?, "teacher", dtype)?;
+    let loaded = network::load(&file.to_string_lossy())?; // measured as it was saved
+    measure(b, config, &loaded, run, seconds)
+}
+
+fn checkpointed(checkpoint: crate::format::Checkpoint) -> Loaded {
+    Loaded { name: "teacher".into(), checkpoint }
+}
+
+/// The curves so far, and a grid of samples.
+fn show<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &RunFolder, step: u32) -> Outcome {
+    let records: Vec<PretrainRecord> =
+        run.records()?.into_iter().filter_map(|r| if let Record::Pretrain(record) = r { Some(record) } else { None }).collect();
+    save_png(&draw_panels("Pretraining", &pretrain_panels(&records))?, &run.join("curves.png"))?;
+    let Some(bench) = Bench::new(teacher.pipeline(), &config.eval, config.seed, &[])? else { return Ok(()) };
+    let (model, shape) = (teacher.model(b)?, network::latent_shape(teacher.pipeline(), 0, 0)?);
+    let params = network::upload(b, &teacher.weights(&model)?)?;
+    let mut painter = Painter::new(b, model, teacher.pipeline(), shape, config.eval.batch, "")?;
+    let mut rows = Vec::new();
+    for settings in teacher_settings(&config.eval, teacher.pipeline().shift) {
+        rows.push(bench.row(&mut painter, &params, &settings, String::new())?);
+    }
+    let grid = Grid {
+        title: format!("Teacher after {step} steps"),
+        subtitle: "same prompts and seeds in all rows".into(),
+        columns: bench.columns(),
+        groups: vec![Group { title: String::new(), rows }],
+    };
+    Ok(save_png(&draw_grid(&grid), &run.sample_path(step))?)
+}
+
+/// Measures the teacher, writes the results and says what to open.
+fn measure<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &mut RunFolder, seconds: f64) -> Outcome {
+    let mut quality = Vec::new();
+    if let Some(bench) = Bench::new(teacher.pipeline(), &config.eval, config.seed, &[])?.filter(Bench::measures) {
+        let settings = teacher_settings(&config.eval, teacher.pipeline().shift);
+        let (model, shape) = (teacher.model(b)?, network::latent_shape(teacher.pipeline(), 0, 0)?);
+        let params = network::upload(b, &teacher.weights(&model)?)?;
+        let mut painter = Painter::new(b, model, teacher.pipeline(), shape, config.eval.batch, "")?;
+        let mut progress = Progress::new("evaluation", bench.cost(&settings), 0);
+        for settings in &settings {
+            if let Some((record, _)) = bench.measure(&mut painter, &params, settings, ("teacher", config.pretrain.steps), &mut progress)? {
+                run.append(&Record::Quality(record.clone()))?;
+                quality.push(record);
+            }
+        }
+        progress.finish("");
+    }
+    let parts = BTreeMap::from([("training".to_owned(), seconds)]);
+    let results = Results::new(&config.preset, config.seed, rayon::current_num_threads(), parts, quality);
+    results.write(run.path())?;
+    output::result(&results.markdown());
+    output::result(&format!(
+        "Trained in {}. The teacher is {}; distil it with: ladd-fast distill --teacher {}",
+        duration(seconds),
+        run.join("teacher/teacher.safetensors").display(),
+        run.path().display()
+    ));
+    Ok(())
+}

@@ -1,0 +1,156 @@
+//! `ladd-fast sample`: images from prompts, one PNG each and a grid of all.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use image::RgbImage;
+
+use super::common::draw::{Order, Prompts, pictures};
+use super::common::{Globals, Outcome, Painter, Progress, flag, measure, network, number, output};
+use crate::config::{SampleConfig, SamplerChoice};
+use crate::device::cpu::Cpu;
+use crate::flow::{SampleSettings, SamplerKind};
+use crate::format::{Pipeline, Role};
+use crate::report::{Grid, Group, Row, draw_grid, save_png};
+use crate::{Error, Result};
+
+/// Most columns of the grid.
+const COLUMNS: usize = 10;
+
+/// Draw images from prompts.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ladd-fast sample --network runs/NAME \"ankle boot\" dress
+  ladd-fast sample --network runs/NAME --steps 1 --count 8 --seed 7 bag
+  ladd-fast sample --network builtin --steps 50 --guidance 3 --negative coat dress")]
+pub struct Arguments {
+    /// The prompts.
+    #[arg(required = true, value_name = "PROMPT")]
+    prompts: Vec<String>,
+    /// The network: a run folder, a checkpoint, or `builtin`.
+    #[arg(long, value_name = "PATH", default_value = "builtin")]
+    network: String,
+    /// What guidance steers away from.
+    #[arg(long, value_name = "PROMPT", default_value = "")]
+    negative: String,
+    /// Images per prompt.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    count: usize,
+    /// Sampling steps [default: 4 for students, 28 for teachers].
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
+    /// Guidance scale, 1 is unguided [default: 1 for students, 3 for teachers].
+    #[arg(long, value_name = "X")]
+    guidance: Option<f64>,
+    /// The sampler [default: renoise for students, euler for teachers].
+    #[arg(long, value_enum)]
+    sampler: Option<Sampler>,
+    /// Image height in pixels [default: the size the network was trained for].
+    #[arg(long, value_name = "N")]
+    height: Option<u64>,
+    /// Image width in pixels.
+    #[arg(long, value_name = "N")]
+    width: Option<u64>,
+    /// Seed.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Folder for the images.
+    #[arg(long, value_name = "FOLDER", default_value = "samples")]
+    out: PathBuf,
+}
+
+/// A sampler, on the command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Sampler {
+    Renoise,
+    Euler,
+}
+
+pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
+    let sampler = arguments.sampler.map(|s| match s {
+        Sampler::Renoise => "renoise",
+        Sampler::Euler => "euler",
+    });
+    let config = globals.load(vec![
+        number("sample.steps", "--steps", arguments.steps),
+        flag("sample.guidance", "--guidance", arguments.guidance),
+        flag("sample.sampler", "--sampler", sampler),
+        number("sample.height", "--height", arguments.height),
+        number("sample.width", "--width", arguments.width),
+        number("seed", "--seed", arguments.seed),
+    ])?;
+    if arguments.count == 0 || arguments.count > 100_000 {
+        return Err(Error::Usage(format!("--count {} must be between 1 and 100000", arguments.count)).into());
+    }
+    let loaded = network::load(&arguments.network)?;
+    let pipeline = loaded.pipeline();
+    let settings = settings(&config.sample, pipeline);
+    settings.times()?;
+
+    let b = Cpu::<f32>::new();
+    let prompts = Prompts::new(pipeline, &arguments.prompts)?;
+    let shape = network::latent_shape(pipeline, config.sample.height, config.sample.width)?;
+    let model = loaded.model(&b)?;
+    let params = network::upload(&b, &loaded.weights(&model)?)?;
+    let which: Vec<usize> = (0..arguments.prompts.len()).flat_map(|p| std::iter::repeat_n(p, arguments.count)).collect();
+    let mut painter = Painter::new(&b, model, pipeline, shape, config.sample.batch.min(which.len()), &arguments.negative)?;
+    let mut progress = Progress::new("sampling", which.len() as u64, 0);
+    let order = Order { settings: &settings, seed: config.seed, first: 0, prompts: &prompts, which: &which };
+    let pixels = painter.pixels(&params, &order, |drawn| progress.set(drawn as u64, String::new))?;
+    let images = pictures(&pixels, painter.image_shape()?);
+    progress.finish(&format!("{} images, {}, {}", images.len(), settings.kind.name(), measure::label(&settings)));
+    write(&arguments.out, arguments, &images, &which, &settings, config.seed)?;
+    Ok(())
+}
+
+/// What the configuration leaves open follows the network's role.
+pub(super) fn settings(config: &SampleConfig, pipeline: &Pipeline) -> SampleSettings {
+    let student = pipeline.role == Role::Student;
+    let kind = match config.sampler {
+        SamplerChoice::Euler => SamplerKind::Euler,
+        SamplerChoice::Renoise => SamplerKind::Renoise,
+        SamplerChoice::Auto if student => SamplerKind::Renoise,
+        SamplerChoice::Auto => SamplerKind::Euler,
+    };
+    let (steps, guidance) = if student { (4, 1.0) } else { (28, 3.0) };
+    SampleSettings {
+        kind,
+        steps: if config.steps == 0 { steps } else { config.steps },
+        guidance: if config.guidance == 0.0 { guidance } else { config.guidance },
+        shift: if config.shift == 0.0 { pipeline.shift } else { config.shift },
+    }
+}
+
+/// One file per image, numbered after those that are there already, and a grid with a row per prompt.
+fn write(folder: &Path, arguments: &Arguments, images: &[RgbImage], which: &[usize], settings: &SampleSettings, seed: u64) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
+    for (index, (image, prompt)) in images.iter().zip(which).enumerate() {
+        let name = format!("{}-seed{seed}-{:02}.png", file_name(&arguments.prompts[*prompt]), index % arguments.count);
+        save_png(image, &folder.join(name))?;
+    }
+    let rows = arguments.prompts.iter().zip(images.chunks(arguments.count)).flat_map(|(prompt, images)| {
+        images.chunks(COLUMNS).enumerate().map(|(line, images)| Row {
+            label: if line == 0 { prompt.clone() } else { String::new() },
+            note: String::new(),
+            images: images.to_vec(),
+        })
+    });
+    let grid = Grid {
+        title: arguments.network.clone(),
+        subtitle: format!("{}, {}, seed {seed}", settings.kind.name(), measure::label(settings)),
+        columns: Vec::new(),
+        groups: vec![Group { title: String::new(), rows: rows.collect() }],
+    };
+    let path = folder.join("grid.png");
+    save_png(&draw_grid(&grid), &path)?;
+    output::result(&format!("{} images in {}, all together in {}", images.len(), folder.display(), path.display()));
+    Ok(())
+}
+
+/// A prompt as a part of a file name.
+fn file_name(prompt: &str) -> String {
+    let safe = |c: char| if c.is_alphanumeric() { c } else { '-' };
+    let name: String = prompt.chars().take(48).map(safe).collect();
+    if name.is_empty() { "empty".to_owned() } else { name }
+}
