@@ -1,0 +1,126 @@
+//! Buffers for tests: inputs end in not-a-numbers that no operation may read, outputs begin as not-a-numbers and keep
+//! them behind their end. Whatever reads too much, writes too much or forgets to write shows.
+
+use std::ops::Range;
+
+use ladd_fast::device::{Backend, Linear, Storage};
+
+/// Elements behind every buffer's end.
+const SPARE: usize = 37;
+/// Elements between the tensors of an arena.
+const GAP: usize = 5;
+/// What gradient arenas hold before an operation adds to them.
+const START: f32 = 0.25;
+
+/// A backend and the buffers made on it.
+#[derive(Debug)]
+pub struct Lab<'a, B: Backend> {
+    /// The backend.
+    pub b: &'a B,
+}
+
+fn with_spare(values: &[f32]) -> Vec<f32> {
+    let mut all = values.to_vec();
+    all.resize(values.len() + SPARE, f32::NAN);
+    all
+}
+
+fn without_spare(mut all: Vec<f32>, len: usize) -> Vec<f32> {
+    assert!(all[len..].iter().all(|v| v.is_nan()), "something was written behind the end, at {len}");
+    all.truncate(len);
+    all
+}
+
+impl<'a, B: Backend> Lab<'a, B> {
+    /// A lab on `b`.
+    pub fn new(b: &'a B) -> Self {
+        Self { b }
+    }
+
+    /// An input in the compute type.
+    pub fn data(&self, values: &[f32]) -> B::Data {
+        let mut buffer = self.b.alloc_data(values.len() + SPARE).unwrap();
+        self.b.upload_data(&with_spare(values), buffer.all_mut());
+        buffer
+    }
+
+    /// An input in fp32.
+    pub fn stat(&self, values: &[f32]) -> B::Stat {
+        let mut buffer = self.b.alloc_stat(values.len() + SPARE).unwrap();
+        self.b.upload_stat(&with_spare(values), buffer.all_mut());
+        buffer
+    }
+
+    /// Room for an output in the compute type.
+    pub fn blank_data(&self, len: usize) -> B::Data {
+        self.data(&vec![f32::NAN; len])
+    }
+
+    /// Room for an output in fp32.
+    pub fn blank_stat(&self, len: usize) -> B::Stat {
+        self.stat(&vec![f32::NAN; len])
+    }
+
+    /// The first `len` values; what follows must be untouched.
+    pub fn read(&self, buffer: &B::Data, len: usize) -> Vec<f32> {
+        without_spare(self.b.download_data(buffer.all()).unwrap(), len)
+    }
+
+    /// The first `len` values; what follows must be untouched.
+    pub fn read_stat(&self, buffer: &B::Stat, len: usize) -> Vec<f32> {
+        without_spare(self.b.download_stat(buffer.all()).unwrap(), len)
+    }
+}
+
+/// A parameter arena built tensor by tensor, with gaps that nobody may touch.
+#[derive(Debug, Default)]
+pub struct Arena {
+    values: Vec<f32>,
+    tensors: Vec<Range<usize>>,
+}
+
+impl Arena {
+    /// Adds a tensor and returns its offset.
+    pub fn add(&mut self, values: &[f32]) -> usize {
+        self.values.resize(self.values.len() + GAP, f32::NAN);
+        let offset = self.values.len();
+        self.values.extend_from_slice(values);
+        self.tensors.push(offset..self.values.len());
+        offset
+    }
+
+    /// Adds a dense layer.
+    pub fn linear(&mut self, weight: &[f32], bias: &[f32]) -> Linear {
+        let (outputs, inputs) = (bias.len(), weight.len() / bias.len());
+        Linear { weight: self.add(weight), bias: self.add(bias), inputs, outputs }
+    }
+
+    /// The arena on the device.
+    pub fn upload<B: Backend>(&self, lab: &Lab<'_, B>) -> B::Data {
+        lab.data(&self.values)
+    }
+
+    /// A gradient arena that holds something already, as after a micro-batch.
+    pub fn gradients<B: Backend>(&self, lab: &Lab<'_, B>) -> B::Stat {
+        let mut values = vec![f32::NAN; self.values.len()];
+        self.tensors.iter().for_each(|range| values[range.clone()].fill(START));
+        lab.stat(&values)
+    }
+
+    /// What was added to each tensor of a gradient arena, in the order of `add`; the gaps must be untouched.
+    pub fn added<B: Backend>(&self, lab: &Lab<'_, B>, gradients: &B::Stat) -> Vec<Vec<f32>> {
+        let mut values = lab.read_stat(gradients, self.values.len());
+        let added = self.tensors.iter().map(|range| values[range.clone()].iter().map(|v| v - START).collect()).collect();
+        self.tensors.iter().for_each(|range| values[range.clone()].fill(f32::NAN));
+        assert!(values.iter().all(|v| v.is_nan()), "a gradient was written between two tensors");
+        added
+    }
+}
+
+/// Fails unless both hold the same bits.
+pub fn same_bits(what: &str, a: &[f32], b: &[f32]) {
+    assert_eq!(a.len(), b.len(), "{what}: length");
+    if let Some(i) = a.iter().zip(b).position(|(a, b)| a.to_bits() != b.to_bits()) {
+        panic!("{what}: element {i} is {:e} in one and {:e} in the other", a[i], b[i]);
+    }
+}

@@ -1,0 +1,5 @@
+//! Integration tests: one binary, generic over the backend, so that every device runs the same cases.
+
+mod golden;
+mod lab;
+mod operations;

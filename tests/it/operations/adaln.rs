@@ -1,0 +1,258 @@
+//! Gated residuals, LayerNorm and modulation.
+
+use ladd_fast::device::{AdalnShape, Backend, Branch, BranchGrad, Modulation, NormGrad, NormOut, Storage};
+
+use super::on_every_backend;
+use crate::golden::{Golden, Tolerance, cases, close};
+use crate::lab::{Lab, same_bits};
+
+on_every_backend!(adaln, layer_norm, more_tokens_than_one_task);
+
+/// Columns of the modulation table that no chunk uses.
+const PADDING: usize = 3;
+const SUFFIXES: [&str; 2] = ["", "2"];
+
+/// A case with its modulation table: chunks in reverse order, with padding between them.
+struct Problem {
+    shape: AdalnShape,
+    x: Vec<f32>,
+    table: Vec<f32>,
+    /// Name of each chunk and its first column.
+    columns: Vec<(String, usize)>,
+    branches: Vec<(Vec<f32>, usize)>,
+    modulations: Vec<Modulation>,
+    d_x_out: Option<Vec<f32>>,
+    d_outs: Vec<Vec<f32>>,
+}
+
+impl Problem {
+    fn new(case: &Golden) -> Self {
+        let (batch, tokens, hidden) = (case.size("B"), case.size("N"), case.size("hidden"));
+        let (residuals, outputs) = (case.size("residuals"), case.size("outputs"));
+        let mut names: Vec<String> = SUFFIXES[..residuals].iter().map(|s| format!("gate{s}")).collect();
+        names.extend(SUFFIXES[..outputs].iter().flat_map(|s| [format!("shift{s}"), format!("scale{s}")]));
+        names.reverse();
+        let stride = names.len() * (hidden + PADDING) + PADDING;
+        let mut table = vec![f32::NAN; batch * stride];
+        let mut columns = Vec::new();
+        for (i, name) in names.into_iter().enumerate() {
+            let column = PADDING + i * (hidden + PADDING);
+            let values = case.input(&name);
+            for b in 0..batch {
+                table[b * stride + column..][..hidden].copy_from_slice(&values[b * hidden..(b + 1) * hidden]);
+            }
+            columns.push((name, column));
+        }
+        let column = |name: String| columns.iter().find(|(n, _)| *n == name).unwrap().1;
+        let modulations = SUFFIXES[..outputs].iter().map(|s| Modulation { shift: column(format!("shift{s}")), scale: column(format!("scale{s}")) });
+        let branches = SUFFIXES[..residuals].iter().map(|s| (case.input(&format!("y{s}")), column(format!("gate{s}"))));
+        Self {
+            shape: AdalnShape { batch, tokens, hidden, stride },
+            x: case.input("x"),
+            modulations: modulations.collect(),
+            branches: branches.collect(),
+            table,
+            d_x_out: (residuals > 0).then(|| case.input("d_x_out")),
+            d_outs: SUFFIXES[..outputs].iter().map(|s| case.input(&format!("d_out{s}"))).collect(),
+            columns,
+        }
+    }
+
+    fn rows(&self) -> usize {
+        self.shape.batch * self.shape.tokens
+    }
+
+    fn len(&self) -> usize {
+        self.rows() * self.shape.hidden
+    }
+}
+
+/// What the forward gives; kept on the device for the backward.
+struct Forward<B: Backend> {
+    x_out: B::Data,
+    outs: Vec<B::Data>,
+    stats: B::Stat,
+    ys: Vec<B::Data>,
+    table: B::Data,
+}
+
+fn forward<B: Backend>(lab: &Lab<'_, B>, p: &Problem) -> Forward<B> {
+    let x = lab.data(&p.x);
+    let table = lab.data(&p.table);
+    let ys: Vec<B::Data> = p.branches.iter().map(|(y, _)| lab.data(y)).collect();
+    let mut outs: Vec<B::Data> = p.modulations.iter().map(|_| lab.blank_data(p.len())).collect();
+    let mut stats = lab.blank_stat(p.rows() * 2);
+    let mut x_out = lab.blank_data(p.len());
+    let branches: Vec<Branch<'_, B>> = ys.iter().zip(&p.branches).map(|(y, (_, gate))| Branch { y: y.all(), gate: *gate }).collect();
+    let outputs = outs.iter_mut().zip(&p.modulations);
+    let mut norms: Vec<NormOut<'_, B>> = outputs.map(|(out, m)| NormOut { out: out.all_mut(), modulation: Some(*m) }).collect();
+    let written = (!branches.is_empty()).then(|| x_out.all_mut());
+    let kept = (!norms.is_empty()).then_some(&mut stats);
+    lab.b.adaln(&p.shape, (&x).into(), &branches, Some((&table).into()), written, &mut norms, kept);
+    drop((branches, norms));
+    if p.branches.is_empty() {
+        x_out = x;
+    }
+    Forward { x_out, outs, stats, ys, table }
+}
+
+/// Where the upstream of `x_out` comes from.
+#[derive(Clone, Copy, Debug)]
+enum Upstream {
+    /// Along the residual stream.
+    Residual,
+    /// From a tapped feature.
+    Tap,
+    /// Half from each.
+    Both,
+}
+
+/// Gradients: of x, of each branch, of the table.
+struct Backward {
+    dx: Vec<f32>,
+    d_ys: Vec<Vec<f32>>,
+    d_table: Vec<f32>,
+}
+
+fn backward<B: Backend>(lab: &Lab<'_, B>, p: &Problem, kept: &Forward<B>, upstream: Upstream, frozen: bool) -> Backward {
+    let half = |factor: f32| p.d_x_out.as_ref().map(|d| d.iter().map(|d| factor * d).collect::<Vec<f32>>());
+    let (residual, tap) = match upstream {
+        Upstream::Residual => (half(1.0), None),
+        Upstream::Tap => (None, half(1.0)),
+        Upstream::Both => (half(0.5), half(0.5)),
+    };
+    let mut dx = residual.as_ref().map_or_else(|| lab.blank_data(p.len()), |d| lab.data(d));
+    let extra = tap.as_ref().map(|d| lab.data(d));
+    let d_outs: Vec<B::Data> = p.d_outs.iter().map(|d| lab.data(d)).collect();
+    let mut d_ys: Vec<B::Data> = p.branches.iter().map(|_| lab.blank_data(p.len())).collect();
+    let mut d_table = lab.blank_data(p.table.len());
+    let upstreams = d_outs.iter().zip(&p.modulations);
+    let norms: Vec<NormGrad<'_, B>> = upstreams.map(|(d, m)| NormGrad { d_out: d.all(), modulation: Some(*m) }).collect();
+    let branches = kept.ys.iter().zip(&p.branches).zip(&mut d_ys);
+    let mut branches: Vec<BranchGrad<'_, B>> =
+        branches.map(|((y, (_, gate)), d_y)| BranchGrad { y: y.all(), gate: *gate, d_y: d_y.all_mut() }).collect();
+    lab.b.adaln_backward(
+        &p.shape,
+        (&kept.x_out).into(),
+        (!norms.is_empty()).then_some(&kept.stats),
+        Some((&kept.table).into()),
+        (&mut dx).into(),
+        residual.is_some(),
+        extra.as_ref().map(Into::into),
+        &norms,
+        &mut branches,
+        (!frozen).then_some(&mut d_table),
+    );
+    drop(branches);
+    Backward {
+        dx: lab.read(&dx, p.len()),
+        d_ys: d_ys.iter().map(|d| lab.read(d, p.len())).collect(),
+        d_table: lab.read(&d_table, p.table.len()),
+    }
+}
+
+fn adaln<B: Backend>(b: &B, tolerance: Tolerance) {
+    let lab = Lab::new(b);
+    for case in cases("adaln") {
+        let p = Problem::new(&case);
+        let kept = forward(&lab, &p);
+        if !p.branches.is_empty() {
+            case.compare("out.x_out", &lab.read(&kept.x_out, p.len()), tolerance);
+        }
+        for (out, suffix) in kept.outs.iter().zip(SUFFIXES) {
+            case.compare(&format!("out.out{suffix}"), &lab.read(out, p.len()), tolerance);
+        }
+        let ways: &[Upstream] =
+            if p.d_x_out.is_some() { &[Upstream::Residual, Upstream::Tap, Upstream::Both] } else { &[Upstream::Residual] };
+        for way in ways {
+            let got = backward(&lab, &p, &kept, *way, false);
+            case.compare("grad.x", &got.dx, tolerance);
+            for (d_y, suffix) in got.d_ys.iter().zip(SUFFIXES) {
+                case.compare(&format!("grad.y{suffix}"), d_y, tolerance);
+            }
+            check_table(&case, &p, &got.d_table, tolerance);
+
+            let frozen = backward(&lab, &p, &kept, *way, true);
+            same_bits("frozen dx", &frozen.dx, &got.dx);
+            same_bits("frozen dy", &frozen.d_ys.concat(), &got.d_ys.concat());
+            assert!(frozen.d_table.iter().all(|v| v.is_nan()));
+        }
+    }
+}
+
+/// Every chunk of the table's gradient; the padding between them must be untouched.
+fn check_table(case: &Golden, p: &Problem, d_table: &[f32], tolerance: Tolerance) {
+    let AdalnShape { hidden, stride, .. } = p.shape;
+    let mut rest = d_table.to_vec();
+    for (name, column) in &p.columns {
+        let chunk = |row: &[f32]| row[*column..*column + hidden].to_vec();
+        case.compare(&format!("grad.{name}"), &d_table.chunks(stride).flat_map(chunk).collect::<Vec<f32>>(), tolerance);
+        rest.chunks_mut(stride).for_each(|row| row[*column..*column + hidden].fill(f32::NAN));
+    }
+    assert!(rest.iter().all(|v| v.is_nan()), "{}: a gradient was written between two chunks", case.name);
+}
+
+/// Without a modulation it is a LayerNorm: the discriminator heads' first step.
+fn layer_norm<B: Backend>(b: &B, tolerance: Tolerance) {
+    let lab = Lab::new(b);
+    for case in cases("layer_norm") {
+        let hidden = case.shape("out.y")[1];
+        let (x, d_y) = (lab.data(&case.input("x")), lab.data(&case.input("d_y")));
+        let rows = case.shape("out.y")[0];
+        let (batch, tokens) = (3, rows / 3);
+        let shape = AdalnShape { batch, tokens, hidden, stride: 0 };
+        let (mut y, mut stats, mut dx) = (lab.blank_data(rows * hidden), lab.blank_stat(rows * 2), lab.blank_data(rows * hidden));
+        b.adaln(&shape, (&x).into(), &[], None, None, &mut [NormOut { out: y.all_mut(), modulation: None }], Some(&mut stats));
+        case.compare("out.y", &lab.read(&y, rows * hidden), tolerance);
+        lab.read_stat(&stats, rows * 2);
+        let norms = [NormGrad { d_out: d_y.all(), modulation: None }];
+        b.adaln_backward(&shape, (&x).into(), Some(&stats), None, (&mut dx).into(), false, None, &norms, &mut [], None);
+        case.compare("grad.x", &lab.read(&dx, rows * hidden), tolerance);
+    }
+}
+
+/// A sample of many tokens is the same rows as many samples of few tokens with the same modulation; its column sums are
+/// their sums.
+fn more_tokens_than_one_task<B: Backend>(b: &B, tolerance: Tolerance) {
+    let lab = Lab::new(b);
+    let case = Golden::open("adaln_h36_r2_m1");
+    case.results("out.").iter().for_each(|name| drop(case.result(&format!("out.{name}"))));
+    case.results("grad.").iter().for_each(|name| drop(case.result(&format!("grad.{name}"))));
+    let mut few = Problem::new(&case);
+    let AdalnShape { tokens, hidden, stride, .. } = few.shape;
+    // Eight copies of the first sample's modulation, each over tokens of its own.
+    let copies = 8;
+    few.shape.batch = copies;
+    let row = few.table[..stride].to_vec();
+    few.table = row.repeat(copies);
+    let grow = |values: &mut Vec<f32>, salt: usize| {
+        let first = values[..tokens * hidden].to_vec();
+        *values = (0..copies).flat_map(|c| first.iter().enumerate().map(move |(i, v)| v + ((i * 31 + c * 17 + salt) % 7) as f32 * 0.1)).collect();
+    };
+    grow(&mut few.x, 0);
+    few.branches.iter_mut().enumerate().for_each(|(i, (y, _))| grow(y, i + 1));
+    few.d_outs.iter_mut().for_each(|d| grow(d, 5));
+    few.d_x_out.iter_mut().for_each(|d| grow(d, 6));
+    let many = Problem {
+        shape: AdalnShape { batch: 1, tokens: copies * tokens, ..few.shape },
+        table: row,
+        x: few.x.clone(),
+        columns: few.columns.clone(),
+        branches: few.branches.clone(),
+        modulations: few.modulations.clone(),
+        d_x_out: few.d_x_out.clone(),
+        d_outs: few.d_outs.clone(),
+    };
+    let [a, b] = [&few, &many].map(|p| forward(&lab, p));
+    same_bits("x_out", &lab.read(&a.x_out, few.len()), &lab.read(&b.x_out, many.len()));
+    same_bits("out", &lab.read(&a.outs[0], few.len()), &lab.read(&b.outs[0], many.len()));
+    let a = backward(&lab, &few, &a, Upstream::Both, false);
+    let b = backward(&lab, &many, &b, Upstream::Both, false);
+    same_bits("dx", &a.dx, &b.dx);
+    same_bits("dy", &a.d_ys.concat(), &b.d_ys.concat());
+    for (name, column) in &few.columns {
+        let sum = |c: usize| (0..copies).map(|r| f64::from(a.d_table[r * stride + c])).sum::<f64>() as f32;
+        let sums: Vec<f32> = (*column..*column + hidden).map(sum).collect();
+        close(&format!("d_{name}"), &b.d_table[*column..*column + hidden], &sums, tolerance.relative());
+    }
+}

@@ -1,0 +1,147 @@
+//! The adversarial losses with their gradients and statistics, and the mean squared error.
+
+use ladd_fast::device::{Backend, Groups, HINGE_STATS, HingeShape, HingeStat, Storage};
+use ladd_fast::ladd::AdversarialLoss;
+
+use super::on_every_backend;
+use crate::golden::{Golden, Tolerance, cases, close};
+use crate::lab::{Lab, same_bits};
+
+on_every_backend!(hinge, only_fakes, mse);
+
+fn shape(case: &Golden) -> HingeShape {
+    let groups: Vec<&str> = case.config["groups"].as_array().unwrap().iter().map(|g| g.as_str().unwrap()).collect();
+    let shape = HingeShape {
+        loss: serde_json::from_value::<AdversarialLoss>(case.config["loss"].clone()).unwrap(),
+        heads: case.size("heads"),
+        groups: Groups { real: true, mismatch: groups.contains(&"mismatch"), perturbed: groups.contains(&"perturbed") },
+        batch: case.size("B"),
+        positions: case.size("positions"),
+        mismatch_weight: case.number("mismatch_weight") as f32,
+        r1_weight: case.number("r1_weight") as f32,
+        generator_weight: 1.0,
+        share: 1.0,
+    };
+    assert_eq!(shape.groups.count(), groups.len());
+    assert_eq!(groups.iter().position(|g| *g == "mismatch"), shape.groups.mismatch_index());
+    assert_eq!(groups.iter().position(|g| *g == "perturbed"), shape.groups.perturbed_index());
+    shape
+}
+
+/// Gradients of both losses, and the statistics added to what was there.
+struct Results {
+    d_d: Vec<f32>,
+    d_g: Vec<f32>,
+    stats: Vec<f32>,
+}
+
+fn run<B: Backend>(lab: &Lab<'_, B>, shape: &HingeShape, logits: &[f32]) -> Results {
+    let per_group = shape.heads * shape.batch * shape.positions;
+    let all = per_group * shape.groups.count();
+    let logits = lab.stat(logits);
+    let (mut d_d, mut d_g) = (lab.blank_stat(all), lab.blank_stat(per_group));
+    let mut stats = lab.stat(&vec![1.0; shape.heads * HINGE_STATS]);
+    lab.b.hinge(shape, (&logits).into(), Some((&mut d_d).into()), Some((&mut d_g).into()), (&mut stats).into());
+    let stats = lab.read_stat(&stats, shape.heads * HINGE_STATS);
+    Results { d_d: lab.read_stat(&d_d, all), d_g: lab.read_stat(&d_g, per_group), stats: stats.iter().map(|v| v - 1.0).collect() }
+}
+
+fn column(stats: &[f32], stat: HingeStat) -> Vec<f32> {
+    stats.chunks_exact(HINGE_STATS).map(|row| row[stat as usize]).collect()
+}
+
+fn mean(values: &[f32]) -> f32 {
+    values.iter().sum::<f32>() / values.len() as f32
+}
+
+fn hinge<B: Backend>(b: &B, tolerance: Tolerance) {
+    let lab = Lab::new(b);
+    for case in cases("hinge") {
+        let (shape, logits) = (shape(&case), case.input("logits"));
+        let got = run(&lab, &shape, &logits);
+        let [loss_d, loss_g] = [HingeStat::LossD, HingeStat::LossG].map(|stat| column(&got.stats, stat));
+        case.compare("out.d_loss_per_head", &loss_d, tolerance);
+        case.compare("out.g_loss_per_head", &loss_g, tolerance);
+        case.compare("out.d_loss", &[mean(&loss_d)], tolerance);
+        case.compare("out.g_loss", &[mean(&loss_g)], tolerance);
+        let four = [HingeStat::MeanReal, HingeStat::MeanFake, HingeStat::AccuracyReal, HingeStat::AccuracyFake];
+        let four: Vec<Vec<f32>> = four.into_iter().map(|stat| column(&got.stats, stat)).collect();
+        let statistics: Vec<f32> = (0..shape.heads).flat_map(|head| four.iter().map(move |s| s[head])).collect();
+        case.compare("out.statistics", &statistics, tolerance);
+        close("penalty", &column(&got.stats, HingeStat::PenaltyR1), &penalty(&shape, &logits), tolerance.relative());
+        case.compare("grad.d.logits", &got.d_d, tolerance);
+        case.compare("grad.g.fake_logits", &got.d_g, tolerance);
+        shares_and_weights(&lab, &shape, &logits, &got, tolerance);
+    }
+}
+
+/// `mean (real - perturbed)^2` of every head.
+fn penalty(shape: &HingeShape, logits: &[f32]) -> Vec<f32> {
+    let Some(index) = shape.groups.perturbed_index() else { return vec![0.0; shape.heads] };
+    let n = shape.batch * shape.positions;
+    let head = |logits: &[f32]| {
+        let pairs = logits[n..2 * n].iter().zip(&logits[index * n..(index + 1) * n]);
+        (pairs.map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>() / n as f64) as f32
+    };
+    logits.chunks_exact(shape.groups.count() * n).map(head).collect()
+}
+
+/// A micro-batch scales everything by its share; the generator's weight scales its gradient only. What is not asked for
+/// changes nothing else.
+fn shares_and_weights<B: Backend>(lab: &Lab<'_, B>, shape: &HingeShape, logits: &[f32], whole: &Results, tolerance: Tolerance) {
+    let part = run(lab, &HingeShape { share: 0.25, generator_weight: 3.0, ..*shape }, logits);
+    let scaled = |values: &[f32], factor: f32| -> Vec<f32> { values.iter().map(|v| factor * v).collect() };
+    close("share of L_D's gradient", &part.d_d, &scaled(&whole.d_d, 0.25), tolerance.relative());
+    close("weighted share of L_G's gradient", &part.d_g, &scaled(&whole.d_g, 0.75), tolerance.relative());
+    close("share of the statistics", &part.stats, &scaled(&whole.stats, 0.25), tolerance.relative());
+    let mut stats = lab.stat(&vec![1.0; shape.heads * HINGE_STATS]);
+    lab.b.hinge(shape, (&lab.stat(logits)).into(), None, None, (&mut stats).into());
+    let stats: Vec<f32> = lab.read_stat(&stats, shape.heads * HINGE_STATS).iter().map(|v| v - 1.0).collect();
+    same_bits("statistics alone", &stats, &whole.stats);
+}
+
+/// The student's phase of alternating updates sees one group.
+fn only_fakes<B: Backend>(b: &B, tolerance: Tolerance) {
+    let lab = Lab::new(b);
+    for name in ["hinge_2", "non_saturating_2"] {
+        let case = Golden::open(name);
+        let both = shape(&case);
+        let n = both.batch * both.positions;
+        let fakes: Vec<f32> = case.input("logits").chunks_exact(2 * n).flat_map(|head| head[..n].to_vec()).collect();
+        let shape = HingeShape { groups: Groups::FAKE, ..both };
+        let mut stats = lab.stat(&vec![0.0; shape.heads * HINGE_STATS]);
+        let mut d_g = lab.blank_stat(fakes.len());
+        b.hinge(&shape, (&lab.stat(&fakes)).into(), None, Some((&mut d_g).into()), (&mut stats).into());
+        case.compare("grad.g.fake_logits", &lab.read_stat(&d_g, fakes.len()), tolerance);
+        let stats = lab.read_stat(&stats, shape.heads * HINGE_STATS);
+        case.compare("out.g_loss_per_head", &column(&stats, HingeStat::LossG), tolerance);
+        case.compare("out.g_loss", &[mean(&column(&stats, HingeStat::LossG))], tolerance);
+        let all: Vec<f32> = case.result("out.statistics");
+        let expected = |which: usize| -> Vec<f32> { all.chunks_exact(4).map(|row| row[which]).collect() };
+        close("mean fake", &column(&stats, HingeStat::MeanFake), &expected(1), tolerance.relative());
+        close("accuracy fake", &column(&stats, HingeStat::AccuracyFake), &expected(3), tolerance.relative());
+        // L_D's own results are `hinge`'s to compare.
+        ["out.d_loss", "out.d_loss_per_head", "grad.d.logits"].into_iter().for_each(|name| drop(case.result(name)));
+    }
+}
+
+fn mse<B: Backend>(b: &B, tolerance: Tolerance) {
+    let lab = Lab::new(b);
+    for case in cases("mse") {
+        let (prediction, target) = (case.input("prediction"), case.input("target"));
+        let n = prediction.len();
+        let (a, t) = (lab.stat(&prediction), lab.stat(&target));
+        let (mut loss, mut d_a) = (lab.stat(&[1.0]), lab.blank_stat(n));
+        b.mse(a.part(0..n), t.part(0..n), 1.0, 1.0, Some(d_a.part_mut(0..n)), loss.part_mut(0..1));
+        case.compare("out.loss", &[lab.read_stat(&loss, 1)[0] - 1.0], tolerance);
+        let gradient = lab.read_stat(&d_a, n);
+        case.compare("grad.prediction", &gradient, tolerance);
+
+        let (mut loss, mut d_a) = (lab.stat(&[0.0]), lab.blank_stat(n));
+        b.mse(a.part(0..n), t.part(0..n), 0.5, 3.0, Some(d_a.part_mut(0..n)), loss.part_mut(0..1));
+        b.mse(a.part(0..n), t.part(0..n), 0.5, 3.0, None, loss.part_mut(0..1));
+        case.compare("out.loss", &lab.read_stat(&loss, 1), tolerance);
+        let expected: Vec<f32> = gradient.iter().map(|d| 1.5 * d).collect();
+        close("weighted share", &lab.read_stat(&d_a, n), &expected, tolerance.relative());
+    }
+}

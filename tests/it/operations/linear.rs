@@ -1,0 +1,179 @@
+//! Dense layers with their epilogues and gradients.
+
+use ladd_fast::device::{Backend, Linear};
+use ladd_fast::flow::philox::fill_normals;
+
+use super::on_every_backend;
+use crate::golden::{Tolerance, cases, close};
+use crate::lab::{Arena, Lab, same_bits};
+
+on_every_backend!(linear, accumulates, every_size_class, gelu_gradient_of_the_layer_above);
+
+fn linear<B: Backend>(b: &B, tolerance: Tolerance) {
+    let lab = Lab::new(b);
+    for case in cases("linear") {
+        let [x, weight, bias, d_y] = ["x", "weight", "bias", "d_y"].map(|name| case.input(name));
+        let mut arena = Arena::default();
+        let layer = arena.linear(&weight, &bias);
+        let rows = x.len() / layer.inputs;
+        let (params, mut grads) = (arena.upload(&lab), arena.gradients(&lab));
+        let (x, mut d_y) = (lab.data(&x), lab.data(&d_y));
+        let (inputs, outputs) = (rows * layer.inputs, rows * layer.outputs);
+
+        let mut pre = lab.blank_data(outputs);
+        if case.config["epilogue"] == "gelu" {
+            let mut y = lab.blank_data(outputs);
+            b.linear_gelu(&params, &layer, rows, (&x).into(), (&mut pre).into(), (&mut y).into());
+            case.compare("out.y", &lab.read(&y, outputs), tolerance);
+            d_y = through_gelu(&lab, rows, layer.outputs, &d_y, &pre);
+        } else {
+            b.linear(&params, &layer, rows, (&x).into(), (&mut pre).into(), false);
+            case.compare("out.y", &lab.read(&pre, outputs), tolerance);
+        }
+        case.compare("out.pre", &lab.read(&pre, outputs), tolerance);
+
+        let mut d_x = lab.blank_data(inputs);
+        b.linear_backward_input(&params, &layer, rows, (&d_y).into(), (&mut d_x).into(), false);
+        case.compare("grad.x", &lab.read(&d_x, inputs), tolerance);
+        b.linear_backward_weight(&mut grads, &layer, rows, (&x).into(), (&d_y).into());
+        let added = arena.added(&lab, &grads);
+        case.compare("grad.weight", &added[0], tolerance);
+        case.compare("grad.bias", &added[1], tolerance);
+    }
+}
+
+/// The gradient of the layer's output before the GELU: `linear_backward_input_gelu` of a layer above that is the identity.
+fn through_gelu<B: Backend>(lab: &Lab<'_, B>, rows: usize, width: usize, d_y: &B::Data, pre: &B::Data) -> B::Data {
+    let identity: Vec<f32> = (0..width * width).map(|i| if i / width == i % width { 1.0 } else { 0.0 }).collect();
+    let mut arena = Arena::default();
+    let above = arena.linear(&identity, &vec![f32::NAN; width]);
+    let mut d_pre = lab.blank_data(rows * width);
+    let params = arena.upload(lab);
+    lab.b.linear_backward_input_gelu(&params, &above, rows, d_y.into(), pre.into(), (&mut d_pre).into());
+    d_pre
+}
+
+/// `linear_backward_input_gelu` of a whole layer is the plain product times what the identity above gives for ones.
+fn gelu_gradient_of_the_layer_above<B: Backend>(b: &B, tolerance: Tolerance) {
+    let lab = Lab::new(b);
+    for (rows, inputs, outputs) in SIZES {
+        let layer = Case::new(rows, inputs, outputs);
+        let (params, d_y) = (layer.arena.upload(&lab), lab.data(&layer.d_y));
+        let pre = lab.data(&layer.x);
+        let mut d_act = lab.blank_data(rows * inputs);
+        b.linear_backward_input(&params, &layer.linear, rows, (&d_y).into(), (&mut d_act).into(), false);
+        let d_act = lab.read(&d_act, rows * inputs);
+        let slope = |x: f32| {
+            let x = f64::from(x);
+            let tanh = ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh();
+            0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * (2.0 / std::f64::consts::PI).sqrt() * (1.0 + 3.0 * 0.044715 * x * x)
+        };
+        let expected: Vec<f32> = d_act.iter().zip(&layer.x).map(|(d, x)| (f64::from(*d) * slope(*x)) as f32).collect();
+        let mut d_pre = lab.blank_data(rows * inputs);
+        b.linear_backward_input_gelu(&params, &layer.linear, rows, (&d_y).into(), (&pre).into(), (&mut d_pre).into());
+        close(&format!("{rows}x{inputs}x{outputs}"), &lab.read(&d_pre, rows * inputs), &expected, tolerance.relative());
+    }
+}
+
+/// With `accumulate` the product is added to what is there.
+fn accumulates<B: Backend>(b: &B, tolerance: Tolerance) {
+    let lab = Lab::new(b);
+    for (rows, inputs, outputs) in SIZES {
+        let layer = Case::new(rows, inputs, outputs);
+        let params = layer.arena.upload(&lab);
+        let (x, d_y) = (lab.data(&layer.x), lab.data(&layer.d_y));
+        let twice = |run: &dyn Fn(&mut B::Data, bool), len: usize| {
+            let mut out = lab.blank_data(len);
+            run(&mut out, false);
+            let once = lab.read(&out, len);
+            run(&mut out, true);
+            let expected: Vec<f32> = once.iter().map(|v| 2.0 * v).collect();
+            close("accumulated", &lab.read(&out, len), &expected, tolerance.relative());
+        };
+        twice(&|y, add| b.linear(&params, &layer.linear, rows, (&x).into(), y.into(), add), rows * outputs);
+        twice(&|dx, add| b.linear_backward_input(&params, &layer.linear, rows, (&d_y).into(), dx.into(), add), rows * inputs);
+    }
+}
+
+/// Rows, inputs, outputs: small, many rows, a weight beyond the cache with few and with many rows, one row, one output.
+const SIZES: [(usize, usize, usize); 7] =
+    [(3, 5, 7), (601, 24, 130), (9, 700, 760), (520, 700, 760), (1, 33, 65), (70, 19, 1), (1100, 68, 3)];
+
+/// A layer of random numbers.
+struct Case {
+    arena: Arena,
+    linear: Linear,
+    x: Vec<f32>,
+    d_y: Vec<f32>,
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+impl Case {
+    fn new(rows: usize, inputs: usize, outputs: usize) -> Self {
+        let draw = |stream: u32, len: usize, scale: f32| {
+            let mut values = vec![0.0; len];
+            fill_normals(17, 0, stream, 0, &mut values);
+            values.iter_mut().for_each(|v| *v *= scale);
+            values
+        };
+        let (x, d_y) = (draw(1, rows * inputs, 1.0), draw(2, rows * outputs, 1.0));
+        let (weight, bias) = (draw(3, inputs * outputs, (inputs as f32).powf(-0.5)), draw(4, outputs, 1.0));
+        let mut arena = Arena::default();
+        let linear = arena.linear(&weight, &bias);
+        Self { arena, linear, x, d_y, weight, bias }
+    }
+}
+
+/// `a b` in f64; a `[m, k]` and b `[k, n]` by element.
+fn product(m: usize, n: usize, k: usize, a: impl Fn(usize, usize) -> f32, b: impl Fn(usize, usize) -> f32) -> Vec<f64> {
+    let mut out = vec![0.0; m * n];
+    for i in 0..m {
+        for p in 0..k {
+            let left = f64::from(a(i, p));
+            for j in 0..n {
+                out[i * n + j] += left * f64::from(b(p, j));
+            }
+        }
+    }
+    out
+}
+
+/// Backends choose other paths for other sizes: all against plain loops in f64.
+fn every_size_class<B: Backend>(b: &B, tolerance: Tolerance) {
+    let lab = Lab::new(b);
+    for (rows, inputs, outputs) in SIZES {
+        let Case { arena, linear, x, d_y, weight, bias } = Case::new(rows, inputs, outputs);
+        let what = |name: &str| format!("{name} of {rows}x{inputs}x{outputs}");
+        let to_f32 = |values: Vec<f64>| -> Vec<f32> { values.into_iter().map(|v| v as f32).collect() };
+        let (params, x_, d_y_) = (arena.upload(&lab), lab.data(&x), lab.data(&d_y));
+
+        let plain = product(rows, outputs, inputs, |i, p| x[i * inputs + p], |p, j| weight[j * inputs + p]);
+        let plain: Vec<f64> = plain.iter().enumerate().map(|(i, v)| v + f64::from(bias[i % outputs])).collect();
+        let mut y = lab.blank_data(rows * outputs);
+        b.linear(&params, &linear, rows, (&x_).into(), (&mut y).into(), false);
+        close(&what("linear"), &lab.read(&y, rows * outputs), &to_f32(plain.clone()), tolerance.relative());
+
+        let (mut pre, mut act) = (lab.blank_data(rows * outputs), lab.blank_data(rows * outputs));
+        b.linear_gelu(&params, &linear, rows, (&x_).into(), (&mut pre).into(), (&mut act).into());
+        let gelu = |x: &f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh());
+        close(&what("gelu"), &lab.read(&act, rows * outputs), &to_f32(plain.iter().map(gelu).collect()), tolerance.relative());
+        close(&what("linear_gelu"), &lab.read(&pre, rows * outputs), &to_f32(plain), tolerance.relative());
+
+        let expected = product(rows, inputs, outputs, |i, p| d_y[i * outputs + p], |p, j| weight[p * inputs + j]);
+        let mut d_x = lab.blank_data(rows * inputs);
+        b.linear_backward_input(&params, &linear, rows, (&d_y_).into(), (&mut d_x).into(), false);
+        close(&what("linear_backward_input"), &lab.read(&d_x, rows * inputs), &to_f32(expected), tolerance.relative());
+
+        let mut grads = arena.gradients(&lab);
+        b.linear_backward_weight(&mut grads, &linear, rows, (&x_).into(), (&d_y_).into());
+        let added = arena.added(&lab, &grads);
+        let expected = product(outputs, inputs, rows, |i, p| d_y[p * outputs + i], |p, j| x[p * inputs + j]);
+        close(&what("linear_backward_weight"), &added[0], &to_f32(expected), tolerance.relative());
+        let expected = product(1, outputs, rows, |_, _| 1.0, |p, j| d_y[p * outputs + j]);
+        close(&what("bias gradient"), &added[1], &to_f32(expected), tolerance.relative());
+        let mut again = arena.gradients(&lab);
+        b.linear_backward_weight(&mut again, &linear, rows, (&x_).into(), (&d_y_).into());
+        same_bits(&what("second run"), &arena.added(&lab, &again).concat(), &added.concat());
+    }
+}

@@ -1,0 +1,100 @@
+//! Random words, uniforms and normals, equal to the bit on every device, and the times drawn from them.
+
+use ladd_fast::device::{Backend, StepValues, Storage};
+use ladd_fast::flow::TimestepDistribution;
+use ladd_fast::flow::philox::{block, uniform, uniform_at};
+
+use super::on_every_backend;
+use crate::golden::{Golden, Tolerance, cases};
+use crate::lab::{Lab, same_bits};
+
+on_every_backend!(normals, timesteps, normals_do_not_depend_on_the_micro_batch);
+
+/// The rows of the case: seed, step, stream, first element.
+fn rows(case: &Golden) -> Vec<(u64, u32, u32, u64)> {
+    let [seed, step, stream, first] = ["in.seed", "in.step", "in.stream", "in.first"].map(|name| case.integers(name));
+    (0..seed.len()).map(|i| (seed[i], step[i] as u32, stream[i] as u32, first[i])).collect()
+}
+
+#[test]
+fn words_and_uniforms() {
+    for case in cases("philox") {
+        let (words, uniforms) = (case.integers("out.words"), case.result("out.uniforms"));
+        case.result("out.normals"); // compared by `normals`
+        let per_row = words.len() / rows(&case).len();
+        for (row, (seed, step, stream, first)) in rows(&case).into_iter().enumerate() {
+            for i in 0..per_row {
+                let (element, at) = (first + i as u64, row * per_row + i);
+                let word = block(seed, step, stream, element / 4)[(element % 4) as usize];
+                assert_eq!(u64::from(word), words[at], "word {i} of row {row}");
+                assert_eq!(uniform(word).to_bits(), uniforms[at].to_bits(), "uniform {i} of row {row}");
+                assert_eq!(uniform_at(seed, step, stream, element), uniforms[at]);
+            }
+        }
+    }
+}
+
+/// A row begins in the middle of a sample of odd size, far into the sequence.
+fn normals<B: Backend>(b: &B, _: Tolerance) {
+    let lab = Lab::new(b);
+    let (numel, batch) = (10_001, 2);
+    for case in cases("philox") {
+        case.integers("out.words");
+        case.result("out.uniforms"); // compared by `words_and_uniforms`
+        let rows = rows(&case);
+        let per_row = case.shape("out.normals")[1];
+        let mut drawn = Vec::new();
+        for (seed, step, stream, first) in rows {
+            let first_sample = u32::try_from(first / numel as u64).unwrap();
+            let mut values = b.alloc_step().unwrap();
+            b.upload_step(&StepValues { seed, step, first_sample, lr: [f32::NAN; 2] }, &mut values);
+            let mut out = lab.blank_stat(batch * numel);
+            b.normal(&values, stream, numel, out.part_mut(0..batch * numel));
+            let offset = (first % numel as u64) as usize;
+            drawn.extend_from_slice(&lab.read_stat(&out, batch * numel)[offset..offset + per_row]);
+        }
+        case.equal("out.normals", &drawn);
+    }
+}
+
+fn normals_do_not_depend_on_the_micro_batch<B: Backend>(b: &B, _: Tolerance) {
+    let lab = Lab::new(b);
+    let numel = 8195; // one task of the CPU backend and a little more
+    let draw = |first_sample: u32, batch: usize| {
+        let mut step = b.alloc_step().unwrap();
+        b.upload_step(&StepValues { seed: 5, step: 2, first_sample, lr: [0.0; 2] }, &mut step);
+        let mut out = lab.blank_stat(batch * numel);
+        b.normal(&step, 7, numel, out.part_mut(0..batch * numel));
+        lab.read_stat(&out, batch * numel)
+    };
+    let whole = draw(3, 4);
+    let parts: Vec<f32> = [draw(3, 1), draw(4, 2), draw(6, 1)].concat();
+    same_bits("micro-batches", &whole, &parts);
+    assert_ne!(whole[..numel], whole[numel..2 * numel]);
+}
+
+fn timesteps<B: Backend>(b: &B, tolerance: Tolerance) {
+    let lab = Lab::new(b);
+    for case in cases("timesteps") {
+        let distribution: TimestepDistribution = serde_json::from_value(case.config["distribution"].clone()).unwrap();
+        distribution.validate("golden").unwrap();
+        let batch = case.size("batch");
+        let mut drawn = Vec::new();
+        for step in case.integers("in.step") {
+            let mut values = b.alloc_step().unwrap();
+            let first_sample = case.size("first_sample") as u32;
+            b.upload_step(&StepValues { seed: case.seed, step: step as u32, first_sample, lr: [0.0; 2] }, &mut values);
+            let mut t = lab.blank_stat(batch);
+            b.timesteps(&values, case.size("stream") as u32, &distribution, t.part_mut(0..batch));
+            drawn.extend(lab.read_stat(&t, batch));
+        }
+        match distribution {
+            TimestepDistribution::Discrete { .. } | TimestepDistribution::Uniform => case.equal("out.t", &drawn),
+            _ => {
+                case.compare("out.t", &drawn, tolerance);
+                let worst = drawn.iter().zip(case.result("out.t")).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(worst <= 1e-6, "{}: a time is off by {worst:e}", case.name);
+            }
+        }
+    }
+}
