@@ -2,4 +2,6 @@
 
 mod golden;
 mod lab;
+mod model;
 mod operations;
+mod rig;
