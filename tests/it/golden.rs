@@ -52,8 +52,6 @@ enum Values {
 pub struct Golden {
     /// Name of the case.
     pub name: String,
-    /// The operation it belongs to.
-    pub op: String,
     /// Philox seed of its inputs.
     pub seed: u64,
     /// Sizes and constants.
@@ -107,7 +105,6 @@ impl Golden {
         let unseen = tensors.keys().filter(|name| !name.starts_with("in.")).cloned().collect();
         Some(Self {
             name: case["name"].as_str().unwrap().to_owned(),
-            op: case["op"].as_str().unwrap().to_owned(),
             seed: case["seed"].as_u64().unwrap(),
             config: case["config"].take(),
             inputs: case["inputs"].take(),
@@ -257,7 +254,9 @@ fn tensor(view: &safetensors::tensor::TensorView<'_>) -> Tensor {
     let values = match view.dtype() {
         Dtype::F32 => Values::Real(data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()),
         Dtype::U8 => Values::Integer(data.iter().map(|b| u64::from(*b)).collect()),
-        Dtype::U32 | Dtype::I32 => Values::Integer(data.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap()).into()).collect()),
+        Dtype::U32 | Dtype::I32 => {
+            Values::Integer(data.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap()).into()).collect())
+        }
         Dtype::U64 => Values::Integer(data.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().unwrap())).collect()),
         other => panic!("a golden tensor of type {other:?}"),
     };

@@ -3,4 +3,6 @@
 mod cli;
 mod golden;
 mod lab;
+mod model;
 mod operations;
+mod rig;

@@ -13,7 +13,7 @@ use super::layout::BlockLayout;
 pub struct Backward<'a, B: Backend> {
     /// How many of the forward's samples take part: the first ones.
     pub batch: usize,
-    /// Gradient of the velocity `[B, C, H, W]`.
+    /// Gradient of the velocity `[B, C, H, W]`; a network in training needs it where the velocity was planned.
     pub d_velocity: Option<View<'a, B::Stat>>,
     /// Gradients of features, `(block, [B * N, h])`.
     pub d_features: &'a [(usize, View<'a, B::Data>)],
@@ -25,6 +25,9 @@ pub struct Backward<'a, B: Backend> {
 
 impl<B: Backend> Mmdit<B> {
     /// Backward of the last [`forward`](Self::forward) with these activations. Inputs must be those of the forward.
+    ///
+    /// # Panics
+    /// When more samples take part than in the forward, or a network in training lacks the velocity's gradient.
     pub fn backward(
         &self,
         b: &B,
@@ -34,6 +37,9 @@ impl<B: Backend> Mmdit<B> {
         room: &mut Gradients<B>,
         mut pass: Backward<'_, B>,
     ) {
+        assert!(pass.batch <= acts.batch, "the forward had {} samples, the backward asks for {}", acts.batch, pass.batch);
+        // Without it the final layer's columns of the modulation table would keep the gradients of an earlier pass.
+        assert!(pass.grads.is_none() || pass.d_velocity.is_some() == acts.plan.velocity, "the velocity was planned: give its gradient");
         let last = acts.plan.blocks - 1;
         for i in (0..=last).rev() {
             if acts.plan.checkpointing && i < last {

@@ -71,9 +71,14 @@ impl<B: Backend> Mmdit<B> {
     /// Plans the forward pass of a shape.
     ///
     /// # Errors
-    /// When the latent does not fit the patch or the positional grid, or the device's memory is exhausted.
+    /// When the batch or the text is empty, the latent does not fit the patch or the positional grid, or the device's
+    /// memory is exhausted.
     pub fn activations(&self, b: &B, plan: Plan) -> Result<Activations<B>> {
         self.config.grid(plan.shape.height, plan.shape.width)?;
+        if plan.shape.batch == 0 || plan.shape.text == 0 {
+            let Shape { batch, text, .. } = plan.shape;
+            return Err(Error::Usage(format!("a batch of {batch} samples with {text} text tokens is empty: both must be at least 1")));
+        }
         assert!(0 < plan.blocks && plan.blocks <= self.config.depth && (!plan.velocity || plan.blocks == self.config.depth));
         Ok(Activations::new(b, &self.config, &self.layout, plan)?)
     }

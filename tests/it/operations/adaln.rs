@@ -44,7 +44,8 @@ impl Problem {
             columns.push((name, column));
         }
         let column = |name: String| columns.iter().find(|(n, _)| *n == name).unwrap().1;
-        let modulations = SUFFIXES[..outputs].iter().map(|s| Modulation { shift: column(format!("shift{s}")), scale: column(format!("scale{s}")) });
+        let modulations =
+            SUFFIXES[..outputs].iter().map(|s| Modulation { shift: column(format!("shift{s}")), scale: column(format!("scale{s}")) });
         let branches = SUFFIXES[..residuals].iter().map(|s| (case.input(&format!("y{s}")), column(format!("gate{s}"))));
         Self {
             shape: AdalnShape { batch, tokens, hidden, stride },
@@ -227,7 +228,8 @@ fn more_tokens_than_one_task<B: Backend>(b: &B, tolerance: Tolerance) {
     few.table = row.repeat(copies);
     let grow = |values: &mut Vec<f32>, salt: usize| {
         let first = values[..tokens * hidden].to_vec();
-        *values = (0..copies).flat_map(|c| first.iter().enumerate().map(move |(i, v)| v + ((i * 31 + c * 17 + salt) % 7) as f32 * 0.1)).collect();
+        *values =
+            (0..copies).flat_map(|c| first.iter().enumerate().map(move |(i, v)| v + ((i * 31 + c * 17 + salt) % 7) as f32 * 0.1)).collect();
     };
     grow(&mut few.x, 0);
     few.branches.iter_mut().enumerate().for_each(|(i, (y, _))| grow(y, i + 1));

@@ -1,0 +1,5 @@
+//! MMDiT: golden blocks and models, and properties that hold for every configuration.
+
+mod finite_differences;
+mod goldens;
+mod properties;

@@ -1,0 +1,195 @@
+//! A network on a bench: runs forward and backward from host values to host values, after a first pass of nothing but
+//! not-a-numbers, so that whatever a pass keeps or reuses without writing it shows.
+
+use ladd_fast::device::{Backend, Storage};
+use ladd_fast::flow::philox::fill_normals;
+use ladd_fast::model::{Backward, Inputs, Mmdit, ModelConfig, Plan, Shape};
+
+use crate::golden::{parameters, positions};
+
+/// A network with golden parameters.
+#[derive(Debug)]
+pub struct Rig<'a, B: Backend> {
+    pub b: &'a B,
+    pub model: Mmdit<B>,
+    /// Host copy of the weights.
+    pub weights: Vec<f32>,
+    pub params: B::Data,
+}
+
+/// What a network is given.
+#[derive(Clone, Debug)]
+pub struct HostInputs {
+    pub shape: Shape,
+    pub latent: Vec<f32>,
+    pub t: Vec<f32>,
+    pub context: Vec<f32>,
+    pub pooled: Vec<f32>,
+}
+
+/// What goes into a backward pass.
+#[derive(Clone, Debug, Default)]
+pub struct Upstream {
+    pub velocity: Option<Vec<f32>>,
+    pub taps: Vec<(usize, Vec<f32>)>,
+}
+
+/// How a pass is run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Blocks that run.
+    pub blocks: usize,
+    /// Keep only the blocks' inputs.
+    pub checkpointing: bool,
+    /// No gradients of weights.
+    pub frozen: bool,
+    /// Samples that take part in the backward: the first ones.
+    pub batch: usize,
+}
+
+/// What comes out.
+#[derive(Debug)]
+pub struct Results {
+    pub velocity: Option<Vec<f32>>,
+    pub taps: Vec<Vec<f32>>,
+    pub d_latent: Vec<f32>,
+    /// Gradient arena; empty for a frozen network.
+    pub grads: Vec<f32>,
+}
+
+/// A buffer in the compute type.
+pub fn data<B: Backend>(b: &B, values: &[f32]) -> B::Data {
+    let mut buffer = b.alloc_data(values.len()).unwrap();
+    b.upload_data(values, buffer.all_mut());
+    buffer
+}
+
+/// An fp32 buffer.
+pub fn stat<B: Backend>(b: &B, values: &[f32]) -> B::Stat {
+    let mut buffer = b.alloc_stat(values.len()).unwrap();
+    b.upload_stat(values, buffer.all_mut());
+    buffer
+}
+
+/// Standard normals.
+pub fn normals(seed: u64, stream: u32, len: usize) -> Vec<f32> {
+    let mut values = vec![0.0; len];
+    fill_normals(seed, 0, stream, 0, &mut values);
+    values
+}
+
+impl HostInputs {
+    /// Random inputs of a shape.
+    pub fn random(config: &ModelConfig, shape: Shape, seed: u64) -> Self {
+        let Shape { batch, height, width, text } = shape;
+        Self {
+            latent: normals(seed, 1, batch * config.in_channels * height * width),
+            t: normals(seed, 2, batch).iter().map(|n| 1.0 / (1.0 + n.exp())).collect(),
+            context: normals(seed, 3, batch * text * config.context_dim),
+            pooled: normals(seed, 4, batch * config.pooled_dim),
+            shape,
+        }
+    }
+
+    /// The samples of a range.
+    pub fn samples(&self, range: std::ops::Range<usize>) -> Self {
+        let batch = self.shape.batch;
+        let part = |values: &[f32]| values[values.len() / batch * range.start..values.len() / batch * range.end].to_vec();
+        Self {
+            shape: Shape { batch: range.len(), ..self.shape },
+            latent: part(&self.latent),
+            t: part(&self.t),
+            context: part(&self.context),
+            pooled: part(&self.pooled),
+        }
+    }
+
+    fn poison(&self) -> Self {
+        let bad = |values: &[f32]| vec![f32::NAN; values.len()];
+        Self { latent: bad(&self.latent), t: bad(&self.t), context: bad(&self.context), pooled: bad(&self.pooled), ..*self }
+    }
+}
+
+impl Upstream {
+    /// Random gradients of the velocity and of every block's features.
+    pub fn random(config: &ModelConfig, shape: Shape, seed: u64) -> Self {
+        let tokens = shape.height * shape.width / (config.patch * config.patch);
+        let tap = |i: usize| (i, normals(seed, 20 + i as u32, shape.batch * tokens * config.hidden()));
+        Self {
+            velocity: Some(normals(seed, 10, shape.batch * config.in_channels * shape.height * shape.width)),
+            taps: (0..config.depth).map(tap).collect(),
+        }
+    }
+
+    /// Without the velocity's.
+    pub fn only_taps(self) -> Self {
+        Self { velocity: None, ..self }
+    }
+
+    /// Zero for all samples but the first `batch` of `of`.
+    pub fn first(&self, batch: usize, of: usize) -> Self {
+        self.map(|d| {
+            let kept = d.len() / of * batch;
+            d.iter().enumerate().map(|(i, d)| if i < kept { *d } else { 0.0 }).collect()
+        })
+    }
+
+    fn map(&self, f: impl Fn(&[f32]) -> Vec<f32>) -> Self {
+        Self { velocity: self.velocity.as_deref().map(&f), taps: self.taps.iter().map(|(i, d)| (*i, f(d))).collect() }
+    }
+}
+
+impl<'a, B: Backend> Rig<'a, B> {
+    /// The network of `config` with golden parameters.
+    pub fn new(b: &'a B, config: &ModelConfig, seed: u64) -> Self {
+        let model = Mmdit::new(b, config.clone(), &positions(config, seed)).unwrap();
+        let weights = parameters(&model.layout().arena, seed);
+        let params = data(b, &weights);
+        Self { b, model, weights, params }
+    }
+
+    /// All blocks, nothing saved, trained, the whole batch.
+    pub fn whole(&self, inputs: &HostInputs) -> Options {
+        Options { blocks: self.model.config().depth, checkpointing: false, frozen: false, batch: inputs.shape.batch }
+    }
+
+    /// Forward and backward; the velocity is computed where it has an upstream.
+    pub fn run(&self, inputs: &HostInputs, upstream: &Upstream, options: Options) -> Results {
+        let b = self.b;
+        let velocity = upstream.velocity.is_some();
+        let plan = Plan { shape: inputs.shape, blocks: options.blocks, velocity, checkpointing: options.checkpointing };
+        let mut acts = self.model.activations(b, plan).unwrap();
+        let mut room = self.model.gradients(b, &plan, options.frozen).unwrap();
+        let mut results = None;
+        for (inputs, upstream) in [(inputs.poison(), upstream.map(|d| vec![f32::NAN; d.len()])), (inputs.clone(), upstream.clone())] {
+            let numel = inputs.latent.len();
+            let (latent, t) = (stat(b, &inputs.latent), stat(b, &inputs.t));
+            let (context, pooled) = (data(b, &inputs.context), data(b, &inputs.pooled));
+            let given =
+                Inputs { batch: inputs.shape.batch, latent: latent.all(), t: t.all(), context: context.all(), pooled: pooled.all() };
+            let mut predicted = stat(b, &vec![f32::NAN; numel]);
+            self.model.forward(b, &self.params, &given, &mut acts, velocity.then(|| predicted.all_mut()));
+
+            let d_velocity = upstream.velocity.as_ref().map(|d| stat(b, d));
+            let d_taps: Vec<_> = upstream.taps.iter().map(|(i, d)| (*i, data(b, d))).collect();
+            let d_features: Vec<_> = d_taps.iter().map(|(i, d)| (*i, d.all())).collect();
+            let mut d_latent = stat(b, &vec![f32::NAN; numel]);
+            let mut grads = stat(b, &vec![0.0; self.weights.len()]);
+            let pass = Backward {
+                batch: options.batch,
+                d_velocity: d_velocity.as_ref().map(Storage::all),
+                d_features: &d_features,
+                grads: (!options.frozen).then_some(&mut grads),
+                d_latent: Some(d_latent.all_mut()),
+            };
+            self.model.backward(b, &self.params, &given, &mut acts, &mut room, pass);
+            results = Some(Results {
+                velocity: velocity.then(|| b.download_stat(predicted.all()).unwrap()),
+                taps: (0..options.blocks).map(|i| b.download_data(acts.feature(i).all()).unwrap()).collect(),
+                d_latent: b.download_stat(d_latent.all()).unwrap(),
+                grads: if options.frozen { Vec::new() } else { b.download_stat(grads.all()).unwrap() },
+            });
+        }
+        results.unwrap()
+    }
+}
