@@ -11,7 +11,7 @@ use super::{reduce, simd};
 use crate::device::{ConvShape, HeadLogitsShape};
 
 const TAPS: usize = 9;
-const BLOCK_ROWS: usize = 128;
+const BLOCK_ROWS: usize = 256;
 
 /// Geometry of one task: whole samples, about `BLOCK_ROWS` tokens.
 struct Plan {

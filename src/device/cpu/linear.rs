@@ -120,26 +120,13 @@ pub fn linear_backward_input_gelu<T: Real>(params: &[T], layer: &Linear, rows: u
     });
 }
 
-/// The weight is `outputs x inputs`, the reduction runs over the rows. The bias sums run beside the product.
 pub fn linear_backward_weight<T: Real>(grads: &mut [T], layer: &Linear, rows: usize, x: &[T], dy: &[T]) {
     let (inputs, outputs) = (layer.inputs, layer.outputs);
     let (x, dy) = (&x[..rows * inputs], &dy[..rows * outputs]);
     let (dw, db) = two_parts(grads, layer.weight..layer.weight + inputs * outputs, layer.bias..layer.bias + outputs);
     let x = Mat::new(x, rows, inputs, inputs);
-    let products = |dw: &mut [T]| {
-        if rows * inputs <= CACHED_WEIGHT && outputs >= 64 {
-            let block = outputs.div_ceil(outputs.div_ceil(64));
-            dw.par_chunks_mut(block * inputs).enumerate().for_each(|(i, dw)| {
-                let count = dw.len() / inputs;
-                let dy = Mat::new(&dy[i * block..], rows, count, outputs);
-                matmul(MatMut::new(dw, count, inputs, inputs), true, T::ONE, dy.t(), x, Threads::One);
-            });
-        } else {
-            let dy = Mat::new(dy, rows, outputs, outputs);
-            matmul(MatMut::new(dw, outputs, inputs, inputs), true, T::ONE, dy.t(), x, Threads::All);
-        }
-    };
-    products(dw);
+    let transposed = Mat::new(dy, rows, outputs, outputs).t();
+    matmul(MatMut::new(dw, outputs, inputs, inputs), true, T::ONE, transposed, x, Threads::All);
     column_sums(dy, outputs, db);
 }
 
