@@ -100,6 +100,7 @@ impl RunFolder {
                 path.display()
             )));
         }
+        mend_last_line(&path.join(METRICS))?;
         Ok(Self { path: path.to_owned(), metrics: open_metrics(path)? })
     }
 
@@ -241,7 +242,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
-/// Reads `metrics.jsonl`. A last line without its end was torn by a crash and is left out.
+/// Reads `metrics.jsonl`. A last line without its end is being written, or was torn by a crash, and is left out.
 ///
 /// # Errors
 /// When the file cannot be read or another line is damaged; the message names the line.
@@ -252,10 +253,7 @@ pub fn read_records(path: &Path) -> Result<Vec<Record>> {
         Err(e) => return Err(Error::io("read", path, e)),
     };
     let text = String::from_utf8_lossy(&bytes);
-    let (whole, torn) = text.rsplit_once('\n').unwrap_or(("", &text));
-    if !torn.is_empty() {
-        tracing::warn!("{}: the last line is torn and was left out", path.display());
-    }
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
     let mut records = Vec::new();
     for (index, line) in whole.lines().enumerate().filter(|(_, line)| !line.is_empty()) {
         let record = serde_json::from_str(line)
@@ -263,6 +261,22 @@ pub fn read_records(path: &Path) -> Result<Vec<Record>> {
         records.push(record);
     }
     Ok(records)
+}
+
+/// Cuts off a last line that was torn by a crash, so that the next record begins a line of its own.
+fn mend_last_line(path: &Path) -> Result<()> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::io("read", path, e)),
+    };
+    let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1);
+    if whole == bytes.len() {
+        return Ok(());
+    }
+    tracing::warn!("{}: the last line was torn and is left out", path.display());
+    let file = OpenOptions::new().write(true).open(path).map_err(|e| Error::io("open", path, e))?;
+    file.set_len(whole as u64).map_err(|e| Error::io("mend", path, e))
 }
 
 fn create_named(path: &Path) -> Result<PathBuf> {
