@@ -65,7 +65,8 @@ impl Record {
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
-    metrics: File,
+    /// Where records are appended to; nothing where the run is only read.
+    metrics: Option<File>,
 }
 
 impl RunFolder {
@@ -85,7 +86,7 @@ impl RunFolder {
         let text =
             format!("# ladd-fast {}: the configuration of this run, as resolved.\n{}", env!("CARGO_PKG_VERSION"), config.resolved()?);
         write_whole(&path.join(CONFIG), text.as_bytes())?;
-        let metrics = open_metrics(&path)?;
+        let metrics = Some(open_metrics(&path)?);
         Ok(Self { path, metrics })
     }
 
@@ -94,14 +95,23 @@ impl RunFolder {
     /// # Errors
     /// When `path` is no run folder.
     pub fn open(path: &Path) -> Result<Self> {
+        let run = Self::look_at(path)?;
+        mend_last_line(&path.join(METRICS))?;
+        Ok(Self { metrics: Some(open_metrics(path)?), ..run })
+    }
+
+    /// Opens an existing run to read it, which may be in progress.
+    ///
+    /// # Errors
+    /// When `path` is no run folder.
+    pub fn look_at(path: &Path) -> Result<Self> {
         if !path.join(CONFIG).is_file() {
             return Err(Error::Usage(format!(
                 "{} is no run folder (it has no {CONFIG}); name the folder that the run printed when it began",
                 path.display()
             )));
         }
-        mend_last_line(&path.join(METRICS))?;
-        Ok(Self { path: path.to_owned(), metrics: open_metrics(path)? })
+        Ok(Self { path: path.to_owned(), metrics: None })
     }
 
     /// The configuration the run was started with.
@@ -145,7 +155,10 @@ impl RunFolder {
         let path = self.path.join(METRICS);
         let mut line = serde_json::to_vec(record).map_err(|e| Error::file(&path, e.to_string()))?;
         line.push(b'\n');
-        self.metrics.write_all(&line).map_err(|e| Error::io("append to", path, e))
+        let Some(file) = &mut self.metrics else {
+            return Err(Error::Usage(format!("{} was opened to be read only", self.path.display())));
+        };
+        file.write_all(&line).map_err(|e| Error::io("append to", path, e))
     }
 
     /// All records written so far.
@@ -170,7 +183,7 @@ impl RunFolder {
             text.push(b'\n');
         }
         write_whole(&path, &text)?;
-        self.metrics = open_metrics(&self.path)?;
+        self.metrics = Some(open_metrics(&self.path)?);
         Ok(records)
     }
 
