@@ -117,7 +117,9 @@ fn distill<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &mut RunFo
     };
     let model = teacher.model(b)?;
     let teacher_weights = teacher.weights(&model)?;
-    let mut session = Session { b, config, teacher, teacher_weights, records: run.records()?, run };
+    let reached = run.latest_checkpoint()?.map_or(0, |(step, _)| step);
+    let records = run.truncate_after(reached)?;
+    let mut session = Session { b, config, teacher, teacher_weights, records, run };
     if config.data.shards.is_empty() {
         session.phase("synthesis", 0, |_| latents::synthesize(b, teacher, &config.synthesize, config.seed, &folder))?;
     }
@@ -212,16 +214,12 @@ impl<B: Backend> Session<'_, B> {
     }
 
     /// Continues behind the newest checkpoint, if there is one; returns the seconds trained so far.
-    fn restore(&mut self, distiller: &mut Distiller<B>) -> Result<f64> {
-        let Some((_, folder)) = self.run.latest_checkpoint()? else {
-            self.records = self.run.truncate_after(0)?;
-            return Ok(0.0);
-        };
+    fn restore(&self, distiller: &mut Distiller<B>) -> Result<f64> {
+        let Some((_, folder)) = self.run.latest_checkpoint()? else { return Ok(0.0) };
         let settings = checkpoint_settings(self.config)?;
         let networks = &mut [("student", &mut distiller.student), ("heads", &mut distiller.heads)];
         let state = checkpoint::load(self.b, &folder, &settings, networks)?;
         distiller.resume_at(state.step);
-        self.records = self.run.truncate_after(state.step)?;
         output::note(&format!("going on behind step {}", state.step));
         Ok(state.seconds)
     }

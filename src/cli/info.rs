@@ -114,7 +114,7 @@ fn latents(path: &Path) -> Result<Vec<String>> {
 }
 
 fn run_folder(path: &Path) -> Result<Vec<String>> {
-    let run = RunFolder::open(path)?;
+    let run = RunFolder::look_at(path)?;
     let (config, records) = (run.config()?, run.records()?);
     let step = records.iter().filter(|r| matches!(r, Record::Step(_) | Record::Pretrain(_))).map(Record::step).max().unwrap_or(0);
     let pretrain = records.iter().any(|r| matches!(r, Record::Pretrain(_)));

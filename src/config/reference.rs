@@ -113,7 +113,7 @@ const MEANINGS: &[(&str, &str)] = &[
 const HEAD: &str = "\
 # Configuration
 
-This page is made from the program (`UPDATE_DOCS=1 cargo test --release docs_list_every_key` rewrites it); a test fails when it is stale.
+This page is made from the program (`UPDATE_DOCS=1 cargo test docs_list_every_key` rewrites it); a test fails when it is stale.
 
 A command reads its settings in layers, later ones win:
 
@@ -212,6 +212,6 @@ mod tests {
             std::fs::write(&path, &page).unwrap();
         }
         let written = std::fs::read_to_string(&path).unwrap_or_default();
-        assert!(written == page, "docs/configuration.md is stale: run UPDATE_DOCS=1 cargo test --release docs_list_every_key");
+        assert!(written == page, "docs/configuration.md is stale: run UPDATE_DOCS=1 cargo test docs_list_every_key");
     }
 }

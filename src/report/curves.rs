@@ -287,12 +287,15 @@ impl<'p> Frame<'p> {
             let thick = ink.stroke_width(SCALE * 2);
             match series.stroke {
                 Stroke::Smoothed => {
-                    chart.draw_series(LineSeries::new(raw.iter().map(inside), ink.mix(0.25).stroke_width(SCALE)))?;
+                    chart.draw_series(LineSeries::new(raw.iter().map(inside), ink.mix(0.4).stroke_width(1)))?;
                     chart.draw_series(LineSeries::new(average, thick))?;
                 }
                 Stroke::Average => _ = chart.draw_series(LineSeries::new(average, thick))?,
                 Stroke::DashedAverage => _ = chart.draw_series(DashedLineSeries::new(average, 12, 8, thick))?,
-                Stroke::Points => _ = chart.draw_series(LineSeries::new(raw.iter().map(inside), thick))?,
+                // One piece at a time: sharp corners of thick lines would stick out.
+                Stroke::Points => {
+                    _ = chart.draw_series(raw.windows(2).map(|p| PathElement::new(p.iter().map(inside).collect::<Vec<_>>(), thick)))?
+                }
             }
             if series.stroke == Stroke::Points || raw.len() == 1 {
                 chart.draw_series(raw.iter().map(|p| Circle::new(inside(p), SCALE * 4, ink.filled())))?;
@@ -411,16 +414,16 @@ impl Axis {
     }
 
     fn label(&self, value: f64) -> String {
-        let spacing = self.ticks.windows(2).map(|w| w[1] - w[0]).fold(f64::INFINITY, f64::min);
-        let unit = if self.log {
-            value
-        } else if spacing.is_finite() {
-            spacing
+        let digits = |unit: f64| (-unit.abs().max(1e-9).log10().floor()).clamp(0.0, 8.0) as usize;
+        let decimals = if self.log {
+            let mantissa = value / 10f64.powf(value.log10().floor());
+            let whole = (mantissa - mantissa.round()).abs() < 1e-6; // 0.2, but 0.15
+            digits(value) + usize::from(!whole && value < 10.0)
         } else {
-            value.abs().max(1.0)
+            let spacing = self.ticks.windows(2).map(|w| w[1] - w[0]).fold(f64::INFINITY, f64::min);
+            digits(if spacing.is_finite() { spacing } else { value.abs().max(1.0) })
         };
-        let decimals = (-unit.abs().max(1e-9).log10().floor()).clamp(0.0, 8.0) as usize;
-        if value.abs() >= 1e5 || (self.log && unit < 1e-4) { format!("{value:.0e}") } else { format!("{value:.decimals$}") }
+        if value.abs() >= 1e5 || (self.log && value < 1e-4) { format!("{value:.0e}") } else { format!("{value:.decimals$}") }
     }
 }
 
@@ -511,6 +514,8 @@ mod tests {
         assert_eq!(log_ticks(-1.0, 2.0, 4), [0.1, 1.0, 10.0, 100.0]);
         let axis = Axis::new(0.0, 0.013, false, 0.0, 6);
         assert_eq!(axis.label(axis.ticks[1]), "0.005");
+        let axis = Axis::new(0.1, 20.0, true, 0.0, 4);
+        assert_eq!([0.15, 0.2, 1.5, 2.0, 15.0, 20.0].map(|v| axis.label(v)), ["0.15", "0.2", "1.5", "2", "15", "20"]);
     }
 
     #[test]

@@ -65,7 +65,8 @@ impl Record {
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
-    metrics: File,
+    /// Where records are appended to; nothing where the run is only read.
+    metrics: Option<File>,
 }
 
 impl RunFolder {
@@ -85,7 +86,7 @@ impl RunFolder {
         let text =
             format!("# ladd-fast {}: the configuration of this run, as resolved.\n{}", env!("CARGO_PKG_VERSION"), config.resolved()?);
         write_whole(&path.join(CONFIG), text.as_bytes())?;
-        let metrics = open_metrics(&path)?;
+        let metrics = Some(open_metrics(&path)?);
         Ok(Self { path, metrics })
     }
 
@@ -94,13 +95,23 @@ impl RunFolder {
     /// # Errors
     /// When `path` is no run folder.
     pub fn open(path: &Path) -> Result<Self> {
+        let run = Self::look_at(path)?;
+        mend_last_line(&path.join(METRICS))?;
+        Ok(Self { metrics: Some(open_metrics(path)?), ..run })
+    }
+
+    /// Opens an existing run to read it, which may be in progress.
+    ///
+    /// # Errors
+    /// When `path` is no run folder.
+    pub fn look_at(path: &Path) -> Result<Self> {
         if !path.join(CONFIG).is_file() {
             return Err(Error::Usage(format!(
                 "{} is no run folder (it has no {CONFIG}); name the folder that the run printed when it began",
                 path.display()
             )));
         }
-        Ok(Self { path: path.to_owned(), metrics: open_metrics(path)? })
+        Ok(Self { path: path.to_owned(), metrics: None })
     }
 
     /// The configuration the run was started with.
@@ -144,7 +155,10 @@ impl RunFolder {
         let path = self.path.join(METRICS);
         let mut line = serde_json::to_vec(record).map_err(|e| Error::file(&path, e.to_string()))?;
         line.push(b'\n');
-        self.metrics.write_all(&line).map_err(|e| Error::io("append to", path, e))
+        let Some(file) = &mut self.metrics else {
+            return Err(Error::Usage(format!("{} was opened to be read only", self.path.display())));
+        };
+        file.write_all(&line).map_err(|e| Error::io("append to", path, e))
     }
 
     /// All records written so far.
@@ -169,7 +183,7 @@ impl RunFolder {
             text.push(b'\n');
         }
         write_whole(&path, &text)?;
-        self.metrics = open_metrics(&self.path)?;
+        self.metrics = Some(open_metrics(&self.path)?);
         Ok(records)
     }
 
@@ -241,7 +255,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
-/// Reads `metrics.jsonl`. A last line without its end was torn by a crash and is left out.
+/// Reads `metrics.jsonl`. A last line without its end is being written, or was torn by a crash, and is left out.
 ///
 /// # Errors
 /// When the file cannot be read or another line is damaged; the message names the line.
@@ -252,10 +266,7 @@ pub fn read_records(path: &Path) -> Result<Vec<Record>> {
         Err(e) => return Err(Error::io("read", path, e)),
     };
     let text = String::from_utf8_lossy(&bytes);
-    let (whole, torn) = text.rsplit_once('\n').unwrap_or(("", &text));
-    if !torn.is_empty() {
-        tracing::warn!("{}: the last line is torn and was left out", path.display());
-    }
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
     let mut records = Vec::new();
     for (index, line) in whole.lines().enumerate().filter(|(_, line)| !line.is_empty()) {
         let record = serde_json::from_str(line)
@@ -263,6 +274,22 @@ pub fn read_records(path: &Path) -> Result<Vec<Record>> {
         records.push(record);
     }
     Ok(records)
+}
+
+/// Cuts off a last line that was torn by a crash, so that the next record begins a line of its own.
+fn mend_last_line(path: &Path) -> Result<()> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::io("read", path, e)),
+    };
+    let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1);
+    if whole == bytes.len() {
+        return Ok(());
+    }
+    tracing::warn!("{}: the last line was torn and is left out", path.display());
+    let file = OpenOptions::new().write(true).open(path).map_err(|e| Error::io("open", path, e))?;
+    file.set_len(whole as u64).map_err(|e| Error::io("mend", path, e))
 }
 
 fn create_named(path: &Path) -> Result<PathBuf> {
