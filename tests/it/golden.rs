@@ -193,6 +193,11 @@ impl Golden {
         reals(self.tensors.get(name).unwrap_or_else(|| panic!("{}: no tensor `{name}`", self.name))).to_vec()
     }
 
+    /// Leaves a result to another test, which compares it.
+    pub fn skip(&self, name: &str) {
+        assert!(self.unseen.borrow_mut().remove(name) || self.tensors.contains_key(name), "{}: no tensor `{name}`", self.name);
+    }
+
     /// Shape of a stored result.
     pub fn shape(&self, name: &str) -> Vec<usize> {
         match self.sampled.get(name) {
@@ -204,11 +209,7 @@ impl Golden {
     /// Fails unless `got` is the stored result within a relative L2 error; a sampled tensor is compared at its samples
     /// and by its norm. Returns the error.
     pub fn compare(&self, name: &str, got: &[f32], tolerance: Tolerance) -> f64 {
-        self.compare_within(name, got, tolerance.relative())
-    }
-
-    /// As [`compare`](Self::compare), within a bound of its own.
-    pub fn compare_within(&self, name: &str, got: &[f32], bound: f64) -> f64 {
+        let bound = tolerance.relative();
         let what = format!("{} `{name}`", self.name);
         let numel: usize = self.shape(name).iter().product();
         assert_eq!(got.len(), numel, "{what}: {} values instead of {:?}", got.len(), self.shape(name));

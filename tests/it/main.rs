@@ -3,6 +3,7 @@
 mod cli;
 mod golden;
 mod lab;
+mod ladd;
 mod model;
 mod operations;
 mod rig;

@@ -3,3 +3,5 @@
 mod finite_differences;
 mod goldens;
 mod properties;
+
+pub use finite_differences::{check, direction};

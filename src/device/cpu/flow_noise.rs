@@ -18,14 +18,15 @@ pub fn timesteps<T: Real>(step: &StepValues, stream: Stream, distribution: &Time
                 let probs = if step.step < *warmup_steps && !warmup_probs.is_empty() { warmup_probs } else { probs };
                 discrete(values, probs, uniform())
             }
+            // In f64 and rounded once: an error of `t` is an error of everything after it.
             TimestepDistribution::LogitNormal { mean, std } => {
-                let n = normal_at(step.seed, step.step, stream, element);
-                (mean + std * n).sigmoid().clamp(0.001, 0.999)
+                let n = f64::from(normal_at(step.seed, step.step, stream, element));
+                (f64::from(*mean) + f64::from(*std) * n).sigmoid().clamp(0.001, 0.999) as f32
             }
             TimestepDistribution::Uniform => uniform(),
             TimestepDistribution::Shifted { shift } => {
-                let u = uniform();
-                shift * u / (1.0 + (shift - 1.0) * u)
+                let (u, shift) = (f64::from(uniform()), f64::from(*shift));
+                (shift * u / (1.0 + (shift - 1.0) * u)) as f32
             }
         });
     }

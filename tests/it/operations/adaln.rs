@@ -217,8 +217,8 @@ fn layer_norm<B: Backend>(b: &B, tolerance: Tolerance) {
 fn more_tokens_than_one_task<B: Backend>(b: &B, tolerance: Tolerance) {
     let lab = Lab::new(b);
     let case = Golden::open("adaln_h36_r2_m1");
-    case.results("out.").iter().for_each(|name| drop(case.result(&format!("out.{name}"))));
-    case.results("grad.").iter().for_each(|name| drop(case.result(&format!("grad.{name}"))));
+    case.results("out.").iter().for_each(|name| case.skip(&format!("out.{name}")));
+    case.results("grad.").iter().for_each(|name| case.skip(&format!("grad.{name}")));
     let mut few = Problem::new(&case);
     let AdalnShape { tokens, hidden, stride, .. } = few.shape;
     // Eight copies of the first sample's modulation, each over tokens of its own.

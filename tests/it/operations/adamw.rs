@@ -109,7 +109,7 @@ fn not_finite<B: Backend>(b: &B, case: &Golden, shape: &AdamwShape, step: &B::St
 /// Without a moving average the weights are the same.
 fn without_average<B: Backend>(b: &B, _: Tolerance) {
     let case = Golden::open("adamw_clipped");
-    case.results("out.").iter().for_each(|name| drop(case.result(&format!("out.{name}"))));
+    case.results("out.").iter().for_each(|name| case.skip(&format!("out.{name}")));
     let gradient = stat(b, &case.input("gradient0"));
     let norm = stat(b, &case.result("out.norm0"));
     let (shape, step) = (shape(&case), step(b, case.number("lr")));

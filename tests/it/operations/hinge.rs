@@ -121,7 +121,7 @@ fn only_fakes<B: Backend>(b: &B, tolerance: Tolerance) {
         close("mean fake", &column(&stats, HingeStat::MeanFake), &expected(1), tolerance.relative());
         close("accuracy fake", &column(&stats, HingeStat::AccuracyFake), &expected(3), tolerance.relative());
         // L_D's own results are `hinge`'s to compare.
-        ["out.d_loss", "out.d_loss_per_head", "grad.d.logits"].into_iter().for_each(|name| drop(case.result(name)));
+        ["out.d_loss", "out.d_loss_per_head", "grad.d.logits"].into_iter().for_each(|name| case.skip(name));
     }
 }
 
