@@ -159,7 +159,7 @@ fn banner<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &RunFolder)
         _ => "",
     };
     output::note(&format!(
-        "distilling {} ({:.1} M parameters) in {} steps of {} on {} ({} threads){length}; everything goes to {}",
+        "distilling {} ({:.1} M parameters) in {} steps of {} on {}{length}; everything goes to {}",
         match teacher.name.as_str() {
             "builtin" => "the built-in teacher",
             name => name,
@@ -168,7 +168,6 @@ fn banner<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &RunFolder)
         config.distill.steps,
         config.distill.batch,
         b.name(),
-        rayon::current_num_threads(),
         run.path().display()
     ));
 }

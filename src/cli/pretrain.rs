@@ -154,13 +154,12 @@ fn pretrain<B: Backend>(
     let [_, height, width] = dataset.shape(0)?;
     let shape = Shape { batch: settings.batch, height, width, text: TOKENS };
     output::note(&format!(
-        "training a teacher of {:.1} M parameters on {} images, {} steps of {} on {} ({} threads); everything goes to {}",
+        "training a teacher of {:.1} M parameters on {} images, {} steps of {} on {}; everything goes to {}",
         model.layout().arena.parameters() as f64 / 1e6,
         dataset.len(),
         settings.steps,
         settings.batch,
         b.name(),
-        rayon::current_num_threads(),
         run.path().display()
     ));
     let training = PretrainSettings {
