@@ -1,6 +1,6 @@
 //! LADD: heads, the whole step, gradient accumulation, samplers, resuming.
 
-mod accumulation;
+pub mod accumulation;
 mod finite_differences;
 mod heads;
 mod resume;
