@@ -45,6 +45,8 @@ pub struct Options {
     pub frozen: bool,
     /// Samples that take part in the backward: the first ones.
     pub batch: usize,
+    /// How many more samples the buffers are planned for.
+    pub spare: usize,
 }
 
 /// What comes out.
@@ -104,9 +106,17 @@ impl HostInputs {
         }
     }
 
-    fn poison(&self) -> Self {
-        let bad = |values: &[f32]| vec![f32::NAN; values.len()];
-        Self { latent: bad(&self.latent), t: bad(&self.t), context: bad(&self.context), pooled: bad(&self.pooled), ..*self }
+    /// Nothing but not-a-numbers, for `spare` more samples.
+    fn poison(&self, spare: usize) -> Self {
+        let Shape { batch, .. } = self.shape;
+        let bad = |values: &[f32]| vec![f32::NAN; values.len() / batch * (batch + spare)];
+        Self {
+            shape: Shape { batch: batch + spare, ..self.shape },
+            latent: bad(&self.latent),
+            t: bad(&self.t),
+            context: bad(&self.context),
+            pooled: bad(&self.pooled),
+        }
     }
 }
 
@@ -150,18 +160,21 @@ impl<'a, B: Backend> Rig<'a, B> {
 
     /// All blocks, nothing saved, trained, the whole batch.
     pub fn whole(&self, inputs: &HostInputs) -> Options {
-        Options { blocks: self.model.config().depth, checkpointing: false, frozen: false, batch: inputs.shape.batch }
+        Options { blocks: self.model.config().depth, checkpointing: false, frozen: false, batch: inputs.shape.batch, spare: 0 }
     }
 
     /// Forward and backward; the velocity is computed where it has an upstream.
     pub fn run(&self, inputs: &HostInputs, upstream: &Upstream, options: Options) -> Results {
         let b = self.b;
         let velocity = upstream.velocity.is_some();
-        let plan = Plan { shape: inputs.shape, blocks: options.blocks, velocity, checkpointing: options.checkpointing };
+        let poison = inputs.poison(options.spare);
+        let all = |d: &[f32]| vec![f32::NAN; d.len() / inputs.shape.batch * poison.shape.batch];
+        let poison_upstream = upstream.map(all);
+        let plan = Plan { shape: poison.shape, blocks: options.blocks, velocity, checkpointing: options.checkpointing };
         let mut acts = self.model.activations(b, plan).unwrap();
         let mut room = self.model.gradients(b, &plan, options.frozen).unwrap();
         let mut results = None;
-        for (inputs, upstream) in [(inputs.poison(), upstream.map(|d| vec![f32::NAN; d.len()])), (inputs.clone(), upstream.clone())] {
+        for (inputs, upstream, batch) in [(&poison, &poison_upstream, poison.shape.batch), (inputs, upstream, options.batch)] {
             let numel = inputs.latent.len();
             let (latent, t) = (stat(b, &inputs.latent), stat(b, &inputs.t));
             let (context, pooled) = (data(b, &inputs.context), data(b, &inputs.pooled));
@@ -175,8 +188,9 @@ impl<'a, B: Backend> Rig<'a, B> {
             let d_features: Vec<_> = d_taps.iter().map(|(i, d)| (*i, d.all())).collect();
             let mut d_latent = stat(b, &vec![f32::NAN; numel]);
             let mut grads = stat(b, &vec![0.0; self.weights.len()]);
+            let feature = |values: &B::Data| b.download_data(values.part(0..values.len() / plan.shape.batch * inputs.shape.batch)).unwrap();
             let pass = Backward {
-                batch: options.batch,
+                batch,
                 d_velocity: d_velocity.as_ref().map(Storage::all),
                 d_features: &d_features,
                 grads: (!options.frozen).then_some(&mut grads),
@@ -185,7 +199,7 @@ impl<'a, B: Backend> Rig<'a, B> {
             self.model.backward(b, &self.params, &given, &mut acts, &mut room, pass);
             results = Some(Results {
                 velocity: velocity.then(|| b.download_stat(predicted.all()).unwrap()),
-                taps: (0..options.blocks).map(|i| b.download_data(acts.feature(i).all()).unwrap()).collect(),
+                taps: (0..options.blocks).map(|i| feature(acts.feature(i))).collect(),
                 d_latent: b.download_stat(d_latent.all()).unwrap(),
                 grads: if options.frozen { Vec::new() } else { b.download_stat(grads.all()).unwrap() },
             });

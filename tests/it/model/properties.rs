@@ -79,7 +79,7 @@ proptest! {
     }
 
     #[test]
-    fn frozen_recomputed_and_early_give_the_same_bits((config, shape) in networks(), seed in any::<u64>()) {
+    fn frozen_recomputed_early_and_roomy_passes_give_the_same_bits((config, shape) in networks(), seed in any::<u64>()) {
         let b = Cpu::<f32>::new();
         let rig = Rig::new(&b, &config, seed);
         let (inputs, upstream) = (HostInputs::random(&config, shape, seed), Upstream::random(&config, shape, seed));
@@ -95,6 +95,10 @@ proptest! {
             let frozen = rig.run(&inputs, &upstream, Options { frozen: true, ..options });
             let again = rig.run(&inputs, &upstream, Options { checkpointing: true, ..options });
             let both = rig.run(&inputs, &upstream, Options { frozen: true, checkpointing: true, ..options });
+            let roomy = rig.run(&inputs, &upstream, Options { spare: 2, checkpointing: shape.text > 1, ..options });
+            same_bits("planned for more samples", &roomy.d_latent, &whole.d_latent);
+            same_bits("planned for more samples: gradients", &roomy.grads, &whole.grads);
+            same_bits("planned for more samples: features", &roomy.taps.concat(), &whole.taps.concat());
             same_bits("frozen", &frozen.d_latent, &whole.d_latent);
             same_bits("recomputed", &again.d_latent, &whole.d_latent);
             same_bits("recomputed gradients", &again.grads, &whole.grads);

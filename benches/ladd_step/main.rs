@@ -2,8 +2,11 @@
 //!
 //! `cargo bench --bench ladd_step` measures with criterion. `cargo bench --bench ladd_step -- --json [--threads N]
 //! [--iters N] [--only NAME]` prints one JSON object instead, with the keys of its PyTorch twin,
-//! `reference/bench_step.py`; `benches/compare-with-pytorch` runs the two in turns.
+//! `reference/bench_step.py`; `scripts/bench-step` runs the two in turns and makes the report (`--report FOLDER FACTS`).
 
+mod report;
+
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput};
@@ -214,6 +217,10 @@ fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     if arguments.iter().any(|argument| argument == "--json") {
         return print_json(&arguments);
+    }
+    if let Some(at) = arguments.iter().position(|argument| argument == "--report") {
+        let report = report::report(Path::new(&arguments[at + 1]), &arguments[at + 2]);
+        return println!("{}", serde_json::to_string_pretty(&report).expect("a JSON object"));
     }
     let slow = Criterion::default().sample_size(20).warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(5));
     let mut criterion = slow.configure_from_args();
