@@ -32,7 +32,7 @@ fn every_preset_is_valid_and_round_trips() {
 
 #[test]
 fn resolved_numbers_are_written_as_people_write_them() {
-    let text = load(&["ladd.student_t.probs=0.7,0.1,0.1,0.1"]).unwrap().resolved().unwrap();
+    let text = load(&["ladd.student_t.probs=0.7,0.1,0.1,0.1", "distill.ema_decay=0.99"]).unwrap().resolved().unwrap();
     assert!(text.contains("probs = [0.7, 0.1, 0.1, 0.1]"), "{text}");
     assert!(text.contains("ema_decay = 0.99\n"), "{text}");
 }
