@@ -21,4 +21,14 @@ pub enum DeviceError {
         /// Why, and what to do.
         cause: String,
     },
+    /// An operation failed; what was queued behind it did not run.
+    #[error("{what} failed on {device}: {cause}")]
+    Failed {
+        /// Name of the device.
+        device: String,
+        /// The operation.
+        what: String,
+        /// Why, and what to do.
+        cause: String,
+    },
 }

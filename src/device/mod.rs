@@ -3,6 +3,9 @@
 
 mod backend;
 pub mod cpu;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+#[allow(unsafe_code)]
+pub mod cuda;
 mod error;
 mod shapes;
 mod view;

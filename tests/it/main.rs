@@ -1,5 +1,6 @@
 //! Integration tests: one binary, generic over the backend, so that every device runs the same cases.
 
+mod abi;
 mod catalogue;
 mod cli;
 mod determinism;

@@ -1,0 +1,62 @@
+// Loads and stores of WIDTH neighbouring bf16 or fp32 values as floats: one 16-byte access where WIDTH is 8 (bf16) or
+// 4 (fp32), plain accesses otherwise. Launchers choose the wide form where pointers and sizes allow it.
+#pragma once
+#include "ptx.cuh"
+
+using bf16 = __nv_bfloat16;
+
+template <class T>
+__device__ __forceinline__ T* at(uint64_t address) { return reinterpret_cast<T*>(address); }
+
+template <int WIDTH>
+__device__ __forceinline__ void load(const bf16* from, float (&to)[WIDTH]) {
+    if constexpr (WIDTH == 8) {
+        uint4 raw = *reinterpret_cast<const uint4*>(from);
+        uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float2 pair = unpack_bf16(words[i]);
+            to[2 * i] = pair.x;
+            to[2 * i + 1] = pair.y;
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < WIDTH; i++) to[i] = __bfloat162float(from[i]);
+    }
+}
+
+template <int WIDTH>
+__device__ __forceinline__ void store(bf16* to, const float (&from)[WIDTH]) {
+    if constexpr (WIDTH == 8) {
+        *reinterpret_cast<uint4*>(to) = make_uint4(pack_bf16(from[0], from[1]), pack_bf16(from[2], from[3]),
+                                                   pack_bf16(from[4], from[5]), pack_bf16(from[6], from[7]));
+    } else {
+#pragma unroll
+        for (int i = 0; i < WIDTH; i++) to[i] = __float2bfloat16_rn(from[i]);
+    }
+}
+
+template <int WIDTH>
+__device__ __forceinline__ void load(const float* from, float (&to)[WIDTH]) {
+    if constexpr (WIDTH % 4 == 0) {
+#pragma unroll
+        for (int i = 0; i < WIDTH; i += 4) {
+            float4 raw = *reinterpret_cast<const float4*>(from + i);
+            to[i] = raw.x; to[i + 1] = raw.y; to[i + 2] = raw.z; to[i + 3] = raw.w;
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < WIDTH; i++) to[i] = from[i];
+    }
+}
+
+template <int WIDTH>
+__device__ __forceinline__ void store(float* to, const float (&from)[WIDTH]) {
+    if constexpr (WIDTH % 4 == 0) {
+#pragma unroll
+        for (int i = 0; i < WIDTH; i += 4) *reinterpret_cast<float4*>(to + i) = make_float4(from[i], from[i + 1], from[i + 2], from[i + 3]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < WIDTH; i++) to[i] = from[i];
+    }
+}

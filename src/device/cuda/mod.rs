@@ -1,0 +1,355 @@
+//! The CUDA backend: hand-written kernels (`kernels/`) and cuBLASLt behind the [`Backend`] trait. bf16 weights and
+//! activations, fp32 sums, statistics, master weights and moments.
+//!
+//! [`driver`] says what is needed of a driver and has two implementations: a GPU, and the CPU running the same kernels.
+//! `ops/` holds the launch code, one file per kernel file. All `unsafe` code of the CUDA backend is in here.
+
+#[rustfmt::skip]
+#[allow(missing_docs, non_upper_case_globals, non_camel_case_types)]
+mod abi;
+pub mod driver;
+#[cfg(feature = "emulator")]
+pub mod emulated;
+mod memory;
+mod ops;
+
+use std::sync::{Arc, Mutex};
+
+use bytemuck::Pod;
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
+
+use abi::StepParams;
+use driver::{Address, Driver, Gemm, Grid, Kernel, Properties, TensorMap, TensorSpec};
+pub use memory::Buffer;
+use memory::Located;
+use ops::{In, Out, StatIn, StatOut};
+
+use super::shapes::{
+    AdalnShape, AdamwShape, AttentionShape, ConvShape, HeadLogitsShape, HingeShape, Linear, PatchShape, QkNormShape, StepValues, Stream,
+};
+use super::{AdamwState, Backend, Branch, BranchGrad, DeviceError, NormGrad, NormOut, Storage};
+use crate::flow::TimestepDistribution;
+
+/// Blocks per multiprocessor of a grid that strides over its data: enough to fill the device, few enough that each
+/// block has work for long.
+const BLOCKS_PER_MULTIPROCESSOR: u32 = 8;
+
+/// A CUDA device, real or emulated.
+#[derive(Debug)]
+pub struct Cuda {
+    driver: Arc<dyn Driver>,
+    /// The first failure; every later operation is dropped, and the next wait reports it.
+    failed: Mutex<Option<DeviceError>>,
+    scratch: Mutex<Scratch>,
+}
+
+/// Memory for intermediate results within one operation. Outgrown buffers are kept: a recording may still name them.
+#[derive(Debug, Default)]
+struct Scratch {
+    current: Option<Buffer<u8>>,
+    outgrown: Vec<Buffer<u8>>,
+}
+
+impl Cuda {
+    /// The backend over a driver.
+    pub fn new(driver: Arc<dyn Driver>) -> Self {
+        Self { driver, failed: Mutex::default(), scratch: Mutex::default() }
+    }
+
+    /// What the device can do.
+    pub fn properties(&self) -> &Properties {
+        self.driver.properties()
+    }
+
+    /// Remembers a failure; the first one counts.
+    fn note<T>(&self, result: Result<T, DeviceError>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                if let Ok(mut failed) = self.failed.lock() {
+                    failed.get_or_insert(error);
+                }
+                None
+            }
+        }
+    }
+
+    /// The failure so far, if any.
+    fn check(&self) -> Result<(), DeviceError> {
+        match self.failed.lock() {
+            Ok(failed) => failed.clone().map_or(Ok(()), Err),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Queues a kernel that takes one parameter struct.
+    fn launch<P: Pod>(&self, kernel: Kernel, grid: Grid, params: &P) {
+        self.launch_with(kernel, grid, &[bytemuck::bytes_of(params)]);
+    }
+
+    /// Queues a kernel with several arguments, each as its bytes.
+    fn launch_with(&self, kernel: Kernel, grid: Grid, parameters: &[&[u8]]) {
+        if self.check().is_ok() {
+            self.note(self.driver.launch(kernel, grid, parameters));
+        }
+    }
+
+    /// Queues a matrix product.
+    fn gemm(&self, gemm: &Gemm) {
+        if self.check().is_ok() {
+            self.note(self.driver.gemm(gemm));
+        }
+    }
+
+    /// Encodes a tensor map; `None` when that failed, which is then noted.
+    fn tensor_map(&self, spec: &TensorSpec) -> Option<TensorMap> {
+        self.note(self.driver.tensor_map(spec))
+    }
+
+    fn copy_bytes(&self, from: Address, to: Address, bytes: usize) {
+        if bytes > 0 && self.check().is_ok() {
+            self.note(self.driver.copy(from, to, bytes));
+        }
+    }
+
+    /// `bytes` bytes for the operation being queued; the next operation may overwrite them. 256-byte aligned, not zeroed.
+    /// `None` when there is no more memory, which is then noted.
+    fn scratch(&self, bytes: usize) -> Option<Address> {
+        let mut scratch = self.scratch.lock().ok()?;
+        if scratch.current.as_ref().is_none_or(|buffer| buffer.len() < bytes) {
+            let grown = self.note(Buffer::new(&self.driver, bytes.next_power_of_two()))?;
+            let outgrown = scratch.current.replace(grown);
+            scratch.outgrown.extend(outgrown);
+        }
+        scratch.current.as_ref().map(Buffer::address)
+    }
+
+    /// A grid for `threads` threads of work in blocks of `block`, at most as many as fill the device a few times over:
+    /// the kernel strides over the rest.
+    fn strided_grid(&self, threads: u64, block: u32) -> Grid {
+        let most = u64::from(self.properties().multiprocessors * BLOCKS_PER_MULTIPROCESSOR);
+        let blocks = threads.div_ceil(u64::from(block)).clamp(1, most) as u32;
+        Grid { blocks: [blocks, 1, 1], threads: block, shared: 0 }
+    }
+
+    fn write<T: Pod>(&self, to: Address, values: &[T]) {
+        if !values.is_empty() && self.check().is_ok() {
+            self.note(self.driver.write(to, bytemuck::cast_slice(values)));
+        }
+    }
+
+    fn read<T: Pod>(&self, from: Address, len: usize) -> Result<Vec<T>, DeviceError> {
+        self.check()?;
+        let mut values = vec![T::zeroed(); len];
+        if len > 0 {
+            self.driver.read(from, bytemuck::cast_slice_mut(&mut values))?;
+        }
+        Ok(values)
+    }
+}
+
+impl Backend for Cuda {
+    type Data = Buffer<bf16>;
+    type Stat = Buffer<f32>;
+    type Step = Buffer<StepParams>;
+
+    fn name(&self) -> String {
+        let Properties { name, capability: (major, minor), .. } = self.properties();
+        format!("cuda ({name}, compute capability {major}.{minor})")
+    }
+
+    fn alloc_data(&self, len: usize) -> Result<Buffer<bf16>, DeviceError> {
+        Buffer::new(&self.driver, len)
+    }
+
+    fn alloc_stat(&self, len: usize) -> Result<Buffer<f32>, DeviceError> {
+        Buffer::new(&self.driver, len)
+    }
+
+    fn alloc_step(&self) -> Result<Buffer<StepParams>, DeviceError> {
+        Buffer::new(&self.driver, 1)
+    }
+
+    fn upload_data(&self, src: &[f32], dst: Out<'_>) {
+        assert_eq!(src.len(), dst.len, "upload of {} values into a view of {}", src.len(), dst.len);
+        let mut rounded = vec![bf16::ZERO; src.len()];
+        rounded.convert_from_f32_slice(src);
+        self.write(dst.address(), &rounded);
+    }
+
+    fn upload_stat(&self, src: &[f32], dst: StatOut<'_>) {
+        assert_eq!(src.len(), dst.len, "upload of {} values into a view of {}", src.len(), dst.len);
+        self.write(dst.address(), src);
+    }
+
+    fn upload_step(&self, values: &StepValues, dst: &mut Buffer<StepParams>) {
+        let StepValues { seed, step, first_sample, lr } = *values;
+        self.write(dst.address(), &[StepParams { seed, step, first_sample, lr }]);
+    }
+
+    fn download_data(&self, src: In<'_>) -> Result<Vec<f32>, DeviceError> {
+        Ok(self.read::<bf16>(src.address(), src.len)?.to_f32_vec())
+    }
+
+    fn download_stat(&self, src: StatIn<'_>) -> Result<Vec<f32>, DeviceError> {
+        self.read(src.address(), src.len)
+    }
+
+    fn synchronize(&self) -> Result<(), DeviceError> {
+        self.check()?;
+        self.driver.synchronize()
+    }
+
+    fn fill(&self, dst: StatOut<'_>, value: f32) {
+        ops::memory::fill(self, dst, value);
+    }
+
+    fn copy(&self, src: StatIn<'_>, dst: StatOut<'_>) {
+        ops::memory::copy(self, src, dst);
+    }
+
+    fn copy_data(&self, src: In<'_>, dst: Out<'_>) {
+        ops::memory::copy_data(self, src, dst);
+    }
+
+    fn cast(&self, src: StatIn<'_>, dst: Out<'_>) {
+        ops::memory::cast(self, src, dst);
+    }
+
+    fn linear(&self, params: &Buffer<bf16>, layer: &Linear, rows: usize, x: In<'_>, y: Out<'_>, accumulate: bool) {
+        ops::linear::linear(self, params, layer, rows, x, y, accumulate);
+    }
+
+    fn linear_gelu(&self, params: &Buffer<bf16>, layer: &Linear, rows: usize, x: In<'_>, pre: Out<'_>, y: Out<'_>) {
+        ops::linear::linear_gelu(self, params, layer, rows, x, pre, y);
+    }
+
+    fn linear_backward_input(&self, params: &Buffer<bf16>, layer: &Linear, rows: usize, dy: In<'_>, dx: Out<'_>, accumulate: bool) {
+        ops::linear::linear_backward_input(self, params, layer, rows, dy, dx, accumulate);
+    }
+
+    fn linear_backward_input_gelu(&self, params: &Buffer<bf16>, layer: &Linear, rows: usize, dy: In<'_>, pre: In<'_>, d_pre: Out<'_>) {
+        ops::linear::linear_backward_input_gelu(self, params, layer, rows, dy, pre, d_pre);
+    }
+
+    fn linear_backward_weight(&self, grads: &mut Buffer<f32>, layer: &Linear, rows: usize, x: In<'_>, dy: In<'_>) {
+        ops::linear::linear_backward_weight(self, grads, layer, rows, x, dy);
+    }
+
+    fn silu(&self, x: In<'_>, y: Out<'_>) {
+        ops::activation::silu(self, x, y);
+    }
+
+    fn silu_backward(&self, x: In<'_>, dy: In<'_>, dx: Out<'_>) {
+        ops::activation::silu_backward(self, x, dy, dx);
+    }
+
+    fn leaky_relu(&self, x: In<'_>, residual: Option<In<'_>>, y: Out<'_>) {
+        ops::activation::leaky_relu(self, x, residual, y);
+    }
+
+    fn leaky_relu_backward(&self, x: In<'_>, dy: In<'_>, dx: Out<'_>) {
+        ops::activation::leaky_relu_backward(self, x, dy, dx);
+    }
+
+    fn qk_norm(&self, params: &Buffer<bf16>, shape: &QkNormShape, qkv: In<'_>, q: &mut Buffer<bf16>, k: &mut Buffer<bf16>, v: &mut Buffer<bf16>, rstd: &mut Buffer<f32>) {
+        ops::qk_norm::qk_norm(self, params, shape, qkv, q, k, v, rstd);
+    }
+
+    fn qk_norm_backward(&self, params: &Buffer<bf16>, grads: Option<&mut Buffer<f32>>, shape: &QkNormShape, queries: bool, qkv: In<'_>, rstd: &Buffer<f32>, d_joint: [&Buffer<bf16>; 3], d_qkv: Out<'_>) {
+        ops::qk_norm::qk_norm_backward(self, params, grads, shape, queries, qkv, rstd, d_joint, d_qkv);
+    }
+
+    fn attention(&self, shape: &AttentionShape, qkv: [&Buffer<bf16>; 3], out_image: &mut Buffer<bf16>, out_text: Option<&mut Buffer<bf16>>, lse: &mut Buffer<f32>) {
+        ops::attention::attention(self, shape, qkv, out_image, out_text, lse);
+    }
+
+    fn attention_backward(&self, shape: &AttentionShape, qkv: [&Buffer<bf16>; 3], out: [Option<&Buffer<bf16>>; 2], lse: &Buffer<f32>, d_out: [Option<&Buffer<bf16>>; 2], d_qkv: [&mut Buffer<bf16>; 3]) {
+        ops::attention::attention_backward(self, shape, qkv, out, lse, d_out, d_qkv);
+    }
+
+    fn adaln(&self, shape: &AdalnShape, x: In<'_>, branches: &[Branch<'_, Cuda>], table: Option<In<'_>>, x_out: Option<Out<'_>>, norms: &mut [NormOut<'_, Cuda>], stats: Option<&mut Buffer<f32>>) {
+        ops::adaln::adaln(self, shape, x, branches, table, x_out, norms, stats);
+    }
+
+    fn adaln_backward(&self, shape: &AdalnShape, x_out: In<'_>, stats: Option<&Buffer<f32>>, table: Option<In<'_>>, dx: Out<'_>, accumulate: bool, extra: Option<In<'_>>, norms: &[NormGrad<'_, Cuda>], branches: &mut [BranchGrad<'_, Cuda>], d_table: Option<&mut Buffer<bf16>>) {
+        ops::adaln::adaln_backward(self, shape, x_out, stats, table, dx, accumulate, extra, norms, branches, d_table);
+    }
+
+    fn patchify(&self, shape: &PatchShape, latent: StatIn<'_>, tokens: Out<'_>) {
+        ops::patchify::patchify(self, shape, latent, tokens);
+    }
+
+    fn unpatchify(&self, shape: &PatchShape, tokens: In<'_>, latent: StatOut<'_>) {
+        ops::patchify::unpatchify(self, shape, tokens, latent);
+    }
+
+    fn pos_embed(&self, batch: usize, grid: (usize, usize), max: usize, pos: &Buffer<bf16>, x: Out<'_>) {
+        ops::embed::pos_embed(self, batch, grid, max, pos, x);
+    }
+
+    fn timestep_embedding(&self, t: StatIn<'_>, pooled: Option<In<'_>>, out: Out<'_>) {
+        ops::embed::timestep_embedding(self, t, pooled, out);
+    }
+
+    fn timesteps(&self, step: &Buffer<StepParams>, stream: Stream, distribution: &TimestepDistribution, t: StatOut<'_>) {
+        ops::flow_noise::timesteps(self, step, stream, distribution, t);
+    }
+
+    fn normal(&self, step: &Buffer<StepParams>, stream: Stream, numel: usize, out: StatOut<'_>) {
+        ops::flow_noise::normal(self, step, stream, numel, out);
+    }
+
+    fn flow_noise(&self, step: &Buffer<StepParams>, stream: Stream, perturb: Option<(Stream, f32)>, x0: StatIn<'_>, t: StatIn<'_>, x_t: StatOut<'_>, velocity: Option<StatOut<'_>>) {
+        ops::flow_noise::flow_noise(self, step, stream, perturb, x0, t, x_t, velocity);
+    }
+
+    fn predict_x0_renoise(&self, step: &Buffer<StepParams>, stream: Stream, x_t: StatIn<'_>, velocity: StatIn<'_>, t: StatIn<'_>, t_hat: StatIn<'_>, x0_hat: StatOut<'_>, renoised: StatOut<'_>) {
+        ops::flow_noise::predict_x0_renoise(self, step, stream, x_t, velocity, t, t_hat, x0_hat, renoised);
+    }
+
+    fn predict_x0_renoise_backward(&self, t: StatIn<'_>, t_hat: StatIn<'_>, d_renoised: Option<StatIn<'_>>, d_x0_hat: Option<StatIn<'_>>, d_velocity: StatOut<'_>) {
+        ops::flow_noise::predict_x0_renoise_backward(self, t, t_hat, d_renoised, d_x0_hat, d_velocity);
+    }
+
+    fn euler_cfg(&self, x: StatOut<'_>, velocity: StatIn<'_>, unconditional: Option<StatIn<'_>>, guidance: f32, dt: f32) {
+        ops::flow_noise::euler_cfg(self, x, velocity, unconditional, guidance, dt);
+    }
+
+    fn mse(&self, a: StatIn<'_>, b: StatIn<'_>, share: f32, weight: f32, d_a: Option<StatOut<'_>>, loss: StatOut<'_>) {
+        ops::hinge::mse(self, a, b, share, weight, d_a, loss);
+    }
+
+    fn hinge(&self, shape: &HingeShape, logits: StatIn<'_>, d_logits_d: Option<StatOut<'_>>, d_logits_g: Option<StatOut<'_>>, stats: StatOut<'_>) {
+        ops::hinge::hinge(self, shape, logits, d_logits_d, d_logits_g, stats);
+    }
+
+    fn conv3x3(&self, params: &Buffer<bf16>, shape: &ConvShape, x: In<'_>, y: Out<'_>) {
+        ops::head_conv::conv3x3(self, params, shape, x, y);
+    }
+
+    fn conv3x3_backward_input(&self, params: &Buffer<bf16>, shape: &ConvShape, dy: In<'_>, dx: Out<'_>, accumulate: bool) {
+        ops::head_conv::conv3x3_backward_input(self, params, shape, dy, dx, accumulate);
+    }
+
+    fn conv3x3_backward_weight(&self, grads: &mut Buffer<f32>, shape: &ConvShape, x: In<'_>, dy: In<'_>) {
+        ops::head_conv::conv3x3_backward_weight(self, grads, shape, x, dy);
+    }
+
+    fn head_logits(&self, params: &Buffer<bf16>, shape: &HeadLogitsShape, h: In<'_>, cm: In<'_>, logits: StatOut<'_>) {
+        ops::head_conv::head_logits(self, params, shape, h, cm, logits);
+    }
+
+    fn head_logits_backward(&self, params: &Buffer<bf16>, shape: &HeadLogitsShape, h: In<'_>, cm: In<'_>, d_logits: StatIn<'_>, dh: Out<'_>, grads: Option<(&mut Buffer<f32>, Out<'_>)>) {
+        ops::head_conv::head_logits_backward(self, params, shape, h, cm, d_logits, dh, grads);
+    }
+
+    fn global_norm(&self, grads: &Buffer<f32>, norm: &mut Buffer<f32>) {
+        ops::adamw::global_norm(self, grads, norm);
+    }
+
+    fn adamw(&self, step: &Buffer<StepParams>, shape: &AdamwShape, grads: &Buffer<f32>, norm: &Buffer<f32>, state: AdamwState<'_, Cuda>) {
+        ops::adamw::adamw(self, step, shape, grads, norm, state);
+    }
+}
