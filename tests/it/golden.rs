@@ -22,6 +22,8 @@ pub enum Tolerance {
     F32,
     /// For a backend that computes in float64: what is left is the rounding of the golden file.
     F64,
+    /// For a backend with bf16 weights and activations and float32 sums, given inputs rounded to bf16.
+    Bf16,
 }
 
 impl Tolerance {
@@ -30,6 +32,7 @@ impl Tolerance {
         match self {
             Self::F32 => 1e-5,
             Self::F64 => 1e-6,
+            Self::Bf16 => 4e-3,
         }
     }
 }

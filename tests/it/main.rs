@@ -4,6 +4,7 @@ mod abi;
 mod catalogue;
 mod cli;
 mod determinism;
+mod devices;
 mod golden;
 mod lab;
 mod ladd;

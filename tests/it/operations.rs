@@ -32,6 +32,23 @@ macro_rules! on_every_backend {
                 super::$test(&ladd_fast::device::cpu::Cpu::<f64>::new(), crate::golden::Tolerance::F64);
             })+
         }
+        mod cuda_emulated {
+            $(#[test]
+            fn $test() {
+                for cuda in crate::devices::emulated() {
+                    super::$test(&cuda, crate::golden::Tolerance::Bf16);
+                }
+            })+
+        }
+        #[cfg(feature = "cuda")]
+        mod cuda {
+            $(#[test]
+            fn $test() {
+                if let Some(cuda) = crate::devices::gpu() {
+                    super::$test(&cuda, crate::golden::Tolerance::Bf16);
+                }
+            })+
+        }
     };
 }
 pub(crate) use on_every_backend;
