@@ -7,17 +7,19 @@
 #include "exact.cuh"
 
 static constexpr int PHILOX_ROUNDS = 10;
-static constexpr uint32_t PHILOX_MULTIPLIERS[2] = {0xD2511F53, 0xCD9E8D57};
-static constexpr uint32_t PHILOX_WEYL[2] = {0x9E3779B9, 0xBB67AE85};
+static constexpr uint32_t PHILOX_MULTIPLIER_0 = 0xD2511F53;
+static constexpr uint32_t PHILOX_MULTIPLIER_1 = 0xCD9E8D57;
+static constexpr uint32_t PHILOX_WEYL_0 = 0x9E3779B9;
+static constexpr uint32_t PHILOX_WEYL_1 = 0xBB67AE85;
 
 // The raw generator: a counter and a key to four random words.
 __device__ __forceinline__ uint4 philox4x32(uint4 counter, uint2 key) {
 #pragma unroll
     for (int round = 0; round < PHILOX_ROUNDS; round++) {
-        const uint64_t a = (uint64_t)PHILOX_MULTIPLIERS[0] * counter.x;
-        const uint64_t b = (uint64_t)PHILOX_MULTIPLIERS[1] * counter.z;
+        const uint64_t a = (uint64_t)PHILOX_MULTIPLIER_0 * counter.x;
+        const uint64_t b = (uint64_t)PHILOX_MULTIPLIER_1 * counter.z;
         counter = make_uint4((uint32_t)(b >> 32) ^ counter.y ^ key.x, (uint32_t)b, (uint32_t)(a >> 32) ^ counter.w ^ key.y, (uint32_t)a);
-        key = make_uint2(key.x + PHILOX_WEYL[0], key.y + PHILOX_WEYL[1]);
+        key = make_uint2(key.x + PHILOX_WEYL_0, key.y + PHILOX_WEYL_1);
     }
     return counter;
 }
