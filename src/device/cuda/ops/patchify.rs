@@ -4,10 +4,10 @@
 use half::bf16;
 
 use super::{In, Out, StatIn, StatOut, aligned, kernel_of_width};
+use crate::device::cuda::Cuda;
 use crate::device::cuda::abi::StepParams;
 use crate::device::cuda::driver::Kernel;
 use crate::device::cuda::memory::{Buffer, Located, address_or_null};
-use crate::device::cuda::Cuda;
 use crate::device::*;
 use crate::flow::TimestepDistribution;
 
