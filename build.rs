@@ -29,6 +29,8 @@ mod emulator {
         build.cpp(true).std("c++20").include("kernels").include("kernels/emulator").define("LADD_EMULATOR", None);
         build.opt_level(2).warnings(false).flag("-include").flag("emulator.h").flag("-xc++");
         build.file("kernels/emulator/emulator.cpp").files(super::kernels());
+        // A sum of a product is rounded twice, as the kernels' explicit roundings promise and as Rust does.
+        build.flag("-ffp-contract=off");
         // Kernels register themselves before main: the linker must keep objects that nothing refers to.
         build.link_lib_modifier("+whole-archive").compile("ladd_fast_emulator");
     }

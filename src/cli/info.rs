@@ -7,7 +7,6 @@ use clap::Args;
 use super::common::{Device, Globals, Loaded, Outcome, network, output};
 use crate::config::PRESETS;
 use crate::data::{MANIFEST, Manifest};
-use crate::device::Backend;
 use crate::model::ModelConfig;
 use crate::train::{Record, RunFolder};
 use crate::{Error, Result};
