@@ -179,8 +179,8 @@ static void watch_clocks() {
         for (BlockClock* clock : watch().clocks) {
             const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - clock->start;
             if (elapsed < budget()) continue;
-            // Interrupts a thread that spins by itself.
-            pthread_kill(clock->thread, OVERTIME_SIGNAL);
+            // Interrupts a thread that spins by itself. Once: the report takes its time.
+            if (!std::exchange(clock->interrupted, true)) pthread_kill(clock->thread, OVERTIME_SIGNAL);
             // Threads that keep switching are ended by their scheduler, which looks at this.
             if (elapsed > budget() + std::chrono::seconds(1)) clock->launch.fail("a block runs too long: its threads keep meeting");
         }

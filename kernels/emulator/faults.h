@@ -37,6 +37,7 @@ public:
     Launch& launch;
     const std::chrono::steady_clock::time_point start;
     const pthread_t thread;
+    bool interrupted = false;
 };
 
 // Installs the handlers, once.

@@ -11,10 +11,13 @@
 
 namespace emulator {
 
+// Large: a frame may skip a single page.
+static size_t guard_bytes() { return 16 * page_size(); }
+
 Stack::Stack() {
-    const size_t bytes = BYTES + page_size();
+    const size_t bytes = BYTES + guard_bytes();
     void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED || mprotect(memory, page_size(), PROT_NONE) != 0) {
+    if (memory == MAP_FAILED || mprotect(memory, guard_bytes(), PROT_NONE) != 0) {
         std::perror("emulator: no memory for the stack of a thread");
         std::abort();
     }
@@ -24,14 +27,14 @@ Stack::Stack() {
 Stack::Stack(Stack&& other) noexcept : mapped(std::exchange(other.mapped, nullptr)) {}
 
 Stack::~Stack() {
-    if (mapped) munmap(mapped, BYTES + page_size());
+    if (mapped) munmap(mapped, BYTES + guard_bytes());
 }
 
-uint8_t* Stack::top() const { return mapped + page_size() + BYTES; }
+uint8_t* Stack::top() const { return mapped + guard_bytes() + BYTES; }
 
 bool Stack::guards(const void* address) const {
     const auto* byte = static_cast<const uint8_t*>(address);
-    return byte >= mapped && byte < mapped + page_size();
+    return byte >= mapped && byte < mapped + guard_bytes();
 }
 
 #if defined(__x86_64__)

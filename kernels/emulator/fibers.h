@@ -10,7 +10,7 @@
 
 namespace emulator {
 
-// A reusable stack. An inaccessible page below it turns an overflow into a fault.
+// A reusable stack. Inaccessible pages below it turn an overflow into a fault.
 class Stack {
 public:
     Stack();

@@ -18,6 +18,9 @@
 // A block never leaves its OS thread, so its static shared memory may be the thread's.
 #define __shared__ static thread_local
 
+using std::isfinite;
+using std::isinf;
+using std::isnan;
 using std::max;
 using std::min;
 

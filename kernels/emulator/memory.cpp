@@ -1,4 +1,4 @@
-// Device memory. An allocation is placed so that its end, rounded up to 16 bytes, touches an inaccessible page; another one
+// Device memory. An allocation is placed so that its end, rounded up to 16 bytes, touches an inaccessible range; another one
 // lies before it. What remains around it holds a pattern that is checked after every launch; as bf16 or fp32 the pattern is
 // not a number, so that reading it shows in the results. Memory that was given back stays inaccessible for a while.
 #include "memory.h"
@@ -16,6 +16,7 @@ namespace emulator {
 
 constexpr size_t ALIGNMENT = 16;
 constexpr size_t CHECKED_BEFORE = 256;
+constexpr size_t GUARD = 1 << 20;   // only addresses, no memory: a multiple of every page size
 constexpr size_t QUARANTINE = 512;
 constexpr uint8_t PATTERN[2] = {0xc1, 0x7f};
 
@@ -26,8 +27,8 @@ struct Allocation {
     size_t page_bytes;
     bool freed;
 
-    uint8_t* mapped() const { return pages - page_size(); }
-    size_t mapped_bytes() const { return page_bytes + 2 * page_size(); }
+    uint8_t* mapped() const { return pages - GUARD; }
+    size_t mapped_bytes() const { return page_bytes + 2 * GUARD; }
     uint8_t* checked_from() const { return std::max(pages, start - CHECKED_BEFORE); }
     uint8_t* end() const { return pages + page_bytes; }
 };
@@ -70,7 +71,7 @@ void* allocate(size_t bytes) {
     made.page_bytes = rounded_up(std::max<size_t>(bytes, 1), page_size());
     void* memory = mmap(nullptr, made.mapped_bytes(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) return nullptr;
-    made.pages = static_cast<uint8_t*>(memory) + page_size();
+    made.pages = static_cast<uint8_t*>(memory) + GUARD;
     if (mprotect(made.pages, made.page_bytes, PROT_READ | PROT_WRITE) != 0) {
         munmap(memory, made.mapped_bytes());
         return nullptr;
@@ -105,13 +106,12 @@ void release(void* address) {
 
 // The allocation whose pages, guards included, hold the address, or null.
 static const Allocation* around(const Registry& all, const uint8_t* address) {
-    auto next = all.allocations.upper_bound(address + page_size() * 2);
-    while (next != all.allocations.begin()) {
-        --next;
-        const Allocation& candidate = next->second;
-        if (address >= candidate.mapped() && address < candidate.mapped() + candidate.mapped_bytes()) return &candidate;
-        if (candidate.start + candidate.bytes + (1 << 20) < address) break;
-    }
+    const auto holds = [&](const Allocation& candidate) {
+        return address >= candidate.mapped() && address < candidate.mapped() + candidate.mapped_bytes();
+    };
+    const auto next = all.allocations.upper_bound(address);
+    if (next != all.allocations.begin() && holds(std::prev(next)->second)) return &std::prev(next)->second;
+    if (next != all.allocations.end() && holds(next->second)) return &next->second;
     return nullptr;
 }
 

@@ -1,4 +1,4 @@
-// Device memory: every allocation ends at an inaccessible page, and one lies before it.
+// Device memory: every allocation ends at an inaccessible range, and one lies before it.
 #pragma once
 #include <cstddef>
 #include <cstdint>

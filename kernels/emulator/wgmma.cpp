@@ -10,8 +10,8 @@ namespace emulator {
 constexpr int ROWS = 64;
 constexpr int DEPTH = 16;
 constexpr int MOST_COLUMNS = 256;
-// A not-a-number that no arithmetic makes: in accumulators that are in flight.
-constexpr uint32_t IN_FLIGHT = 0x7fdeadbeu;
+// In accumulators that are in flight: a signalling not-a-number, which any arithmetic turns into a quiet one.
+constexpr uint32_t IN_FLIGHT = 0x7fadbeefu;
 
 // ---- operands in shared memory ----------------------------------------------------------------------------------
 

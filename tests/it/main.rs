@@ -7,6 +7,7 @@ mod catalogue;
 mod cli;
 mod determinism;
 mod devices;
+mod emulator;
 mod golden;
 mod lab;
 mod ladd;
