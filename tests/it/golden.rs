@@ -24,6 +24,8 @@ pub enum Tolerance {
     F64,
     /// For a backend with bf16 weights and activations and float32 sums, given inputs rounded to bf16.
     Bf16,
+    /// The same for whole passes: a rounding to bf16 errs by up to 2^-9, and those of the operations in a row add up.
+    Bf16Chain,
 }
 
 impl Tolerance {
@@ -33,6 +35,7 @@ impl Tolerance {
             Self::F32 => 1e-5,
             Self::F64 => 1e-6,
             Self::Bf16 => 4e-3,
+            Self::Bf16Chain => 3e-2,
         }
     }
 }
@@ -66,7 +69,7 @@ pub struct Golden {
 }
 
 fn folder() -> PathBuf {
-    [env!("CARGO_MANIFEST_DIR"), "tests", "golden"].iter().collect()
+    crate::root().join("tests/golden")
 }
 
 /// Names of all golden files.
