@@ -19,7 +19,7 @@ struct ForwardTiles {
     int keys;
     int shared;
 };
-constexpr ForwardTiles forward_tiles(int head_dim) {
+__host__ __device__ constexpr ForwardTiles forward_tiles(int head_dim) {
     return head_dim == 64 ? ForwardTiles{ATTENTION_QUERIES_D64, ATTENTION_KEYS, ATTENTION_SHARED_D64}
                           : ForwardTiles{ATTENTION_QUERIES_D128, ATTENTION_KEYS, ATTENTION_SHARED_D128};
 }
@@ -28,7 +28,7 @@ struct BackwardTiles {
     int columns;
     int shared;
 };
-constexpr BackwardTiles backward_tiles(int head_dim) {
+__host__ __device__ constexpr BackwardTiles backward_tiles(int head_dim) {
     return head_dim == 64 ? BackwardTiles{ATTENTION_BACKWARD_ROWS, ATTENTION_BACKWARD_COLUMNS_D64, ATTENTION_BACKWARD_SHARED_D64}
                           : BackwardTiles{ATTENTION_BACKWARD_ROWS, ATTENTION_BACKWARD_COLUMNS_D128, ATTENTION_BACKWARD_SHARED_D128};
 }

@@ -27,7 +27,7 @@ struct Tiles {
     int stages;
     int shared;
 };
-constexpr Tiles forward_tiles(int head_dim) {
+__host__ __device__ constexpr Tiles forward_tiles(int head_dim) {
     return head_dim == 64 ? Tiles{ATTENTION_SM90_KEYS, ATTENTION_SM90_STAGES_D64, ATTENTION_SM90_SHARED_D64}
                           : Tiles{ATTENTION_SM90_KEYS, ATTENTION_SM90_STAGES_D128, ATTENTION_SM90_SHARED_D128};
 }
@@ -93,7 +93,7 @@ __device__ __forceinline__ void queue_scores(float (&scores)[N], const bf16* q, 
         const int panel = column / PANEL;
         const uint64_t left = desc_sw128(q + panel * QUERIES * PANEL + column % PANEL, 16, 1024);
         const uint64_t right = desc_sw128(k + panel * KEYS * PANEL + column % PANEL, 16, 1024);
-        wgmma_ss<2 * N, 0, 0>(scores, left, right, column > 0);
+        wgmma_ss<0, 0>(scores, left, right, column > 0);
     }
     wgmma_commit();
 }
@@ -107,7 +107,7 @@ __device__ __forceinline__ void queue_output(float (&out)[D / 2], const uint32_t
     for (int key = 0; key < KEYS; key += 16) {
         const uint32_t left[4] = {p[key / 4], p[key / 4 + 1], p[key / 4 + 2], p[key / 4 + 3]};
         const uint64_t right = desc_sw128(v + key * PANEL, KEYS * PANEL * sizeof(bf16), 1024);
-        wgmma_rs<D, 1>(out, left, right, true);
+        wgmma_rs<1>(out, left, right, true);
     }
     wgmma_commit();
 }
