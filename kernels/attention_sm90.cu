@@ -14,7 +14,8 @@ constexpr int WARPGROUP = 128;
 constexpr int QUERIES = ATTENTION_SM90_QUERIES;
 constexpr int GROUP_QUERIES = 64;       // rows of one wgmma
 constexpr int PANEL = 64;               // columns of one swizzle row of 128 bytes: a tile is D / 64 panels [rows, 64]
-constexpr int CONSUMER_WARPS = 8;
+constexpr int GROUPS = QUERIES / GROUP_QUERIES;
+constexpr int CONSUMER_WARPS = GROUPS * WARPGROUP / 32;
 constexpr int PRODUCER_REGISTERS = 24;
 constexpr int CONSUMER_REGISTERS = 240; // 128 * 24 + 256 * 240 of 65536
 constexpr int CONSUMER_BARRIER = 1;     // named barriers 1 and 2, one per consumer warpgroup; 0 is __syncthreads
@@ -35,10 +36,10 @@ __host__ __device__ constexpr Tiles forward_tiles(int head_dim) {
 template <int D>
 struct Shared {
     static constexpr Tiles TILES = forward_tiles(D);
-    bf16 q[QUERIES * D];
+    bf16 q[GROUPS][GROUP_QUERIES * D];
     bf16 k[TILES.stages][TILES.keys * D];
     bf16 v[TILES.stages][TILES.keys * D];
-    uint64_t q_full;
+    uint64_t q_full[GROUPS];
     uint64_t k_full[TILES.stages];
     uint64_t k_empty[TILES.stages];
     uint64_t v_full[TILES.stages];
@@ -72,7 +73,9 @@ template <int D>
 __device__ __forceinline__ void produce(Shared<D>& shared, const CUtensorMap* q_map, const CUtensorMap* k_map,
                                         const CUtensorMap* v_map, int tiles, int first_query, int head) {
     constexpr Tiles TILES = forward_tiles(D);
-    copy_tile<QUERIES, D>(shared.q, q_map, &shared.q_full, first_query, head);
+    for (int group = 0; group < GROUPS; group++) {
+        copy_tile<GROUP_QUERIES, D>(shared.q[group], q_map, &shared.q_full[group], first_query + group * GROUP_QUERIES, head);
+    }
     Cursor<TILES.stages> at;
     for (int tile = 0; tile < tiles; tile++, at.advance()) {
         // A stage is free once all consumers left it; in the first round the other phase counts as completed.
@@ -91,7 +94,7 @@ __device__ __forceinline__ void queue_scores(float (&scores)[N], const bf16* q, 
 #pragma unroll
     for (int column = 0; column < D; column += 16) {
         const int panel = column / PANEL;
-        const uint64_t left = desc_sw128(q + panel * QUERIES * PANEL + column % PANEL, 16, 1024);
+        const uint64_t left = desc_sw128(q + panel * GROUP_QUERIES * PANEL + column % PANEL, 16, 1024);
         const uint64_t right = desc_sw128(k + panel * KEYS * PANEL + column % PANEL, 16, 1024);
         wgmma_ss<0, 0>(scores, left, right, column > 0);
     }
@@ -122,7 +125,7 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const AttentionParams
     constexpr Tiles TILES = forward_tiles(D);
     const int group = threadIdx.x / WARPGROUP - 1;
     const int warp = threadIdx.x % WARPGROUP / 32;
-    const bf16* q = shared.q + group * GROUP_QUERIES * PANEL;
+    bf16* q = shared.q[group];              // [64, D]
     const int keys = params.keys;
 
     float out[D / 2] = {};                  // [64, D] over the warpgroup
@@ -133,7 +136,7 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const AttentionParams
     const float scale = params.scale * LOG2_E;
     Cursor<TILES.stages> k_at, v_at;
 
-    mbar_wait(&shared.q_full, 0);
+    mbar_wait(&shared.q_full[group], 0);
     mbar_wait(&shared.k_full[0], 0);
     queue_scores<D>(scores, q, shared.k[0]);
     wgmma_wait<0>();
@@ -184,12 +187,11 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const AttentionParams
         const int row = first_row + strip_row(half);
         if (lane_id() % 4 == 0 && row < queries) lse[row] = softmax.lse(half, scale);
     }
-    // The queries' place serves as staging: all four warps have read this warpgroup's queries before any overwrites them.
+    // The queries' place serves as staging: the products of all four warps have read them before any warp overwrites them.
     named_bar_sync(CONSUMER_BARRIER + group, WARPGROUP);
     const uint32_t sample = head / params.heads;
     const StreamRows<bf16> rows(params.out_image, params.out_text, params.image, keys, params.heads, D, sample, head % params.heads);
-    bf16* staging = shared.q + (group * GROUP_QUERIES + warp * STRIP_ROWS) * D;
-    store_strip<D, true>(staging, out, D, [&](int r) { return first_row + r < queries ? rows(first_row + r) : nullptr; });
+    store_strip<D, true>(q + warp * STRIP_ROWS * D, out, D, [&](int r) { return first_row + r < queries ? rows(first_row + r) : nullptr; });
 }
 
 template <int D>
@@ -203,7 +205,7 @@ __device__ __forceinline__ void attention(const CUtensorMap* q_map, const CUtens
     const int first_query = blockIdx.x * QUERIES;
     const int head = blockIdx.z * params.heads + blockIdx.y;    // of B H
     if (threadIdx.x == 0) {
-        mbar_init(&shared.q_full, 1);
+        for (int group = 0; group < GROUPS; group++) mbar_init(&shared.q_full[group], 1);
         for (int stage = 0; stage < TILES.stages; stage++) {
             mbar_init(&shared.k_full[stage], 1);
             mbar_init(&shared.v_full[stage], 1);
