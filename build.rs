@@ -22,6 +22,8 @@ fn emulator() {
     println!("cargo:rerun-if-changed=kernels");
     let mut build = cc::Build::new();
     build.cpp(true).std("c++20").include("kernels").include("kernels/emulator").define("LADD_EMULATOR", None);
+    // A GPU rounds each of the intrinsics __fmul_rn, __fadd_rn by itself; so must this compiler.
+    build.flag("-ffp-contract=off");
     build.opt_level(2).warnings(false).flag("-include").flag("emulator.h").flag("-xc++");
     build.file("kernels/emulator/emulator.cpp").files(kernels());
     // Kernels register themselves before main: the linker must keep objects that nothing refers to.
