@@ -224,7 +224,7 @@ __device__ __forceinline__ void attention(const AttentionParams& params) {
 
 // ---- backward -----------------------------------------------------------------------------------------------------
 
-constexpr int STATISTICS_LANES = 8;
+constexpr int STATISTICS_LANES = ATTENTION_STATISTICS_LANES;    // of a row
 
 // lse to base 2 and rowsum(dO out) of every asking token and head: 4 D bytes a row, bound by memory.
 template <int WIDTH>

@@ -12,7 +12,7 @@
 
 constexpr int WARPGROUP = 128;
 constexpr int QUERIES = ATTENTION_SM90_QUERIES;
-constexpr int GROUP_QUERIES = 64;       // rows of one wgmma
+constexpr int GROUP_QUERIES = ATTENTION_SM90_GROUP_QUERIES;     // rows of one wgmma
 constexpr int PANEL = 64;               // columns of one swizzle row of 128 bytes: a tile is D / 64 panels [rows, 64]
 constexpr int GROUPS = QUERIES / GROUP_QUERIES;
 constexpr int CONSUMER_WARPS = GROUPS * WARPGROUP / 32;
