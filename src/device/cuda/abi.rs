@@ -246,3 +246,63 @@ pub struct CastParams {
 }
 pub const MEMORY_THREADS: _bindgen_ty_9 = 256;
 pub type _bindgen_ty_9 = ::std::os::raw::c_uint;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct AttentionParams {
+    pub q: DevicePtr,
+    pub k: DevicePtr,
+    pub v: DevicePtr,
+    pub out_image: DevicePtr,
+    pub out_text: DevicePtr,
+    pub lse: DevicePtr,
+    pub heads: u32,
+    pub head_dim: u32,
+    pub keys: u32,
+    pub queries: u32,
+    pub image: u32,
+    pub scale: f32,
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct AttentionBackwardParams {
+    pub q: DevicePtr,
+    pub k: DevicePtr,
+    pub v: DevicePtr,
+    pub out_image: DevicePtr,
+    pub out_text: DevicePtr,
+    pub d_out_image: DevicePtr,
+    pub d_out_text: DevicePtr,
+    pub lse: DevicePtr,
+    pub statistics: DevicePtr,
+    pub dq: DevicePtr,
+    pub dk: DevicePtr,
+    pub dv: DevicePtr,
+    pub batch: u32,
+    pub heads: u32,
+    pub head_dim: u32,
+    pub keys: u32,
+    pub queries: u32,
+    pub image: u32,
+    pub scale: f32,
+    pub unused: u32,
+}
+pub const ATTENTION_THREADS: u32 = 128;
+pub const ATTENTION_QUERIES_D64: u32 = 128;
+pub const ATTENTION_QUERIES_D128: u32 = 64;
+pub const ATTENTION_KEYS: u32 = 64;
+pub const ATTENTION_SHARED_D64: u32 = 49152;
+pub const ATTENTION_SHARED_D128: u32 = 81920;
+pub const ATTENTION_STATISTICS_LANES: u32 = 8;
+pub const ATTENTION_BACKWARD_ROWS: u32 = 64;
+pub const ATTENTION_BACKWARD_COLUMNS_D64: u32 = 64;
+pub const ATTENTION_BACKWARD_COLUMNS_D128: u32 = 32;
+pub const ATTENTION_BACKWARD_SHARED_D64: u32 = 50176;
+pub const ATTENTION_BACKWARD_SHARED_D128: u32 = 66048;
+pub const ATTENTION_SM90_THREADS: u32 = 384;
+pub const ATTENTION_SM90_QUERIES: u32 = 128;
+pub const ATTENTION_SM90_GROUP_QUERIES: u32 = 64;
+pub const ATTENTION_SM90_KEYS: u32 = 128;
+pub const ATTENTION_SM90_STAGES_D64: u32 = 3;
+pub const ATTENTION_SM90_STAGES_D128: u32 = 2;
+pub const ATTENTION_SM90_SHARED_D64: u32 = 115712;
+pub const ATTENTION_SM90_SHARED_D128: u32 = 164864;
