@@ -141,7 +141,8 @@ inline uint4 load_16_bytes(const void* from) {
 }
 inline void store_16_bytes(void* to, uint4 value) {
   EMU_CHECK(uintptr_t(to) % 16 == 0, "16-byte store to an address that is no multiple of 16");
-  EMU_CHECK((uint8_t*)to + 16 <= B->smem || (uint8_t*)to >= B->smem + B->smem_bytes, "store to global memory aims at shared memory");
+  const uint8_t* at = (const uint8_t*)to;
+  EMU_CHECK(at + 16 <= emu::B->smem || at >= emu::B->smem + emu::B->smem_bytes, "store to global memory aims at shared memory");
   memcpy(to, &value, 16);
 }
 inline void named_bar_sync(int id, unsigned n, EMU_LINE) { emu::bar_sync(id, n, line); }
