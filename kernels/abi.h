@@ -147,15 +147,217 @@ enum { COLUMN_SUM_THREADS = 256, GEMM_ANY_THREADS = 256, GEMM_ANY_TILE = 64 };
 
 /* ---- flow_noise.cu ---------------------------------------------------------------------------------------------- */
 
+enum { TIMESTEPS_MAX_DISCRETE = 16 };
+
+typedef struct TimestepsParams {
+    DevicePtr step;     /* StepParams */
+    DevicePtr t;        /* f32 [batch] */
+    uint32_t stream;
+    uint32_t batch;
+    uint32_t count;     /* entries of the tables (discrete) */
+    uint32_t warmup_steps;
+    float mean;         /* logit-normal */
+    float std;
+    float shift;        /* shifted */
+    uint32_t unused;
+    float values[TIMESTEPS_MAX_DISCRETE];
+    float probs[TIMESTEPS_MAX_DISCRETE];
+    float warmup_probs[TIMESTEPS_MAX_DISCRETE];
+} TimestepsParams;
+
+typedef struct NormalParams {
+    uint64_t numel;     /* values of one sample */
+    DevicePtr step;     /* StepParams */
+    DevicePtr out;      /* f32 [batch, numel] */
+    uint32_t stream;
+    uint32_t batch;
+} NormalParams;
+
+typedef struct FlowNoiseParams {
+    uint64_t numel;
+    DevicePtr step;     /* StepParams */
+    DevicePtr x0;       /* f32 [batch, numel] */
+    DevicePtr t;        /* f32 [batch] */
+    DevicePtr x_t;      /* f32 [batch, numel] */
+    DevicePtr velocity; /* f32 [batch, numel] or 0 */
+    uint32_t stream;
+    uint32_t batch;
+    uint32_t perturbed; /* whether x0 + sigma n takes the place of x0 */
+    uint32_t perturb_stream;
+    float sigma;
+    uint32_t unused;
+} FlowNoiseParams;
+
+typedef struct RenoiseParams {
+    uint64_t numel;
+    DevicePtr step;     /* StepParams */
+    DevicePtr x_t;      /* f32 [batch, numel] */
+    DevicePtr velocity; /* f32 [batch, numel] */
+    DevicePtr t;        /* f32 [batch] */
+    DevicePtr t_hat;    /* f32 [batch] */
+    DevicePtr x0_hat;   /* f32 [batch, numel] */
+    DevicePtr renoised; /* f32 [batch, numel] */
+    uint32_t stream;
+    uint32_t batch;
+} RenoiseParams;
+
+typedef struct RenoiseBackwardParams {
+    uint64_t numel;
+    DevicePtr t;            /* f32 [batch] */
+    DevicePtr t_hat;        /* f32 [batch] */
+    DevicePtr d_renoised;   /* f32 [batch, numel] or 0 */
+    DevicePtr d_x0_hat;     /* f32 [batch, numel] or 0 */
+    DevicePtr d_velocity;   /* f32 [batch, numel] */
+    uint32_t batch;
+    uint32_t unused;
+} RenoiseBackwardParams;
+
+typedef struct EulerParams {
+    uint64_t len;
+    DevicePtr x;                /* f32 [len], read and written */
+    DevicePtr velocity;         /* f32 [len] */
+    DevicePtr unconditional;    /* f32 [len] or 0 */
+    float guidance;
+    float dt;
+} EulerParams;
+
+enum { FLOW_THREADS = 256 };
+
 /* ---- hinge.cu --------------------------------------------------------------------------------------------------- */
+
+/* Sums per head, in the order of the Rust enum HingeStat. */
+enum { HINGE_SUMS = 7 };
+
+typedef struct HingeParams {
+    uint64_t per_group;     /* batch * positions */
+    DevicePtr logits;       /* f32 [heads, groups, per_group] */
+    DevicePtr d_logits_d;   /* f32 [heads, groups, per_group] or 0 */
+    DevicePtr d_logits_g;   /* f32 [heads, per_group] or 0 */
+    DevicePtr partials;     /* f64 [heads, parts, HINGE_SUMS] */
+    DevicePtr stats;        /* f32 [heads, HINGE_SUMS], added to */
+    double share;           /* of one logit in the statistics */
+    uint32_t heads;
+    uint32_t groups;
+    uint32_t parts;         /* blocks of a head */
+    uint32_t real;          /* index of each group, 0 where it is absent; fakes come first */
+    uint32_t mismatch;
+    uint32_t perturbed;
+    float mismatch_weight;
+    float r1_weight;
+    float weight_d;         /* of one logit in the discriminator's gradient */
+    float weight_g;         /* and in the generator's */
+} HingeParams;
+
+typedef struct MseParams {
+    uint64_t len;
+    DevicePtr a;        /* f32 [len] */
+    DevicePtr b;        /* f32 [len] */
+    DevicePtr d_a;      /* f32 [len] or 0 */
+    DevicePtr partials; /* f64 [parts] */
+    DevicePtr loss;     /* f32 [1], added to */
+    double share;       /* of one square in the loss */
+    float factor;       /* of one difference in the gradient */
+    uint32_t parts;     /* blocks */
+} MseParams;
+
+enum {
+    HINGE_THREADS = 256,
+    HINGE_CHUNK = 2048,     /* logits of a group that one block takes */
+    MSE_THREADS = 256,
+    MSE_MAX_PARTS = 1024    /* not the device's number of multiprocessors: the sum has the same bits on all of them */
+};
 
 /* ---- head_conv.cu ----------------------------------------------------------------------------------------------- */
 
 /* ---- patchify.cu ------------------------------------------------------------------------------------------------ */
 
+typedef struct PatchParams {
+    uint64_t len;       /* values of all samples */
+    DevicePtr latent;   /* f32 [B, channels, height, width] */
+    DevicePtr tokens;   /* bf16 [B, height / patch * width / patch, channels * patch * patch] */
+    uint32_t channels;
+    uint32_t height;
+    uint32_t width;
+    uint32_t patch;
+} PatchParams;
+
+enum { PATCH_THREADS = 256 };
+
 /* ---- embed.cu --------------------------------------------------------------------------------------------------- */
 
+typedef struct PosEmbedParams {
+    DevicePtr pos;      /* bf16 [max, max, hidden] */
+    DevicePtr x;        /* bf16 [batch * grid_rows, columns, hidden], added to */
+    uint32_t rows;      /* batch * grid_rows */
+    uint32_t grid_rows;
+    uint32_t columns;
+    uint32_t hidden;
+    uint32_t max;
+    uint32_t top;       /* first row and column of the crop */
+    uint32_t left;
+    uint32_t unused;
+} PosEmbedParams;
+
+typedef struct TimestepEmbeddingParams {
+    DevicePtr t;        /* f32 [batch] */
+    DevicePtr pooled;   /* bf16 [batch, pooled_width] or 0 */
+    DevicePtr out;      /* bf16 [batch, 2 half + pooled_width] */
+    uint32_t batch;
+    uint32_t half;
+    uint32_t pooled_width;
+    uint32_t unused;
+} TimestepEmbeddingParams;
+
+enum { EMBED_THREADS = 256 };
+
 /* ---- adamw.cu --------------------------------------------------------------------------------------------------- */
+
+typedef struct NormParams {
+    uint64_t len;
+    DevicePtr grads;        /* f32 [len] */
+    DevicePtr partials;     /* f64 [parts] */
+    DevicePtr norm;         /* f32 [1] */
+    uint32_t parts;         /* blocks */
+    uint32_t unused;
+} NormParams;
+
+/* What one update needs of its settings, worked out once on the device. */
+typedef struct AdamwCoefficients {
+    float clip;             /* of the gradient */
+    float rate;             /* lr / (1 - beta1^n) */
+    float root;             /* 1 / sqrt(1 - beta2^n) */
+    float keep;             /* 1 - lr weight_decay */
+    float follow;           /* 1 - decay of the moving average */
+    uint32_t apply;         /* 0: the gradient is not finite, nothing may change */
+} AdamwCoefficients;
+
+typedef struct AdamwParams {
+    uint64_t len;
+    DevicePtr step;         /* StepParams */
+    DevicePtr norm;         /* f32 [1] */
+    DevicePtr counters;     /* f32 [2]: updates applied, updates skipped */
+    DevicePtr coefficients; /* AdamwCoefficients */
+    DevicePtr grads;        /* f32 [len] */
+    DevicePtr params;       /* bf16 [len], written */
+    DevicePtr master;       /* f32 [len] */
+    DevicePtr moment1;      /* f32 [len] */
+    DevicePtr moment2;      /* f32 [len] */
+    DevicePtr ema;          /* f32 [len] or 0 */
+    double beta1;
+    double beta2;
+    double eps;
+    double weight_decay;
+    double max_norm;
+    double ema_decay;
+    uint32_t lr_index;
+    uint32_t unused;
+} AdamwParams;
+
+enum {
+    ADAMW_THREADS = 256,
+    NORM_THREADS = 256,
+    NORM_MAX_PARTS = 1024   /* not the device's number of multiprocessors: the norm has the same bits on all of them */
+};
 
 /* ---- memory.cu -------------------------------------------------------------------------------------------------- */
 

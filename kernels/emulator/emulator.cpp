@@ -3,7 +3,7 @@
 #undef blockIdx
 #undef blockDim
 #undef gridDim
-#include "hopper.h"
+#include "ptx_emulated.h"
 #include <cstdlib>
 #include <map>
 #include <mutex>
@@ -128,7 +128,7 @@ void run_grid(Thunk t, dim3 g, dim3 blk, size_t smem, void** args) {
 static std::map<std::string, Thunk>& table() { static std::map<std::string, Thunk> t; return t; }
 bool reg(const char* n, Thunk t) { table()[n] = t; return true; }
 }  // namespace emu
-namespace emu { void wg_exec(const WgOp& o) { switch (o.N) { case 64: return wg_exec_n<64>(o); case 128: return wg_exec_n<128>(o); default: fail("wgmma N not instantiated"); } } }
+namespace emu { void wg_exec(const WgOp& o) { o.run(o); } }
 extern "C" int emu_tensor_map(CUtensorMap* out, int esz, int rank, void* base, const uint64_t* dim, const uint64_t* stride, const uint32_t* box, int swz) {
   emu::TM t{}; t.base = (uint8_t*)base; t.magic = 0x7A11; t.esz = esz; t.rank = rank; t.swz = swz;
   if (rank < 1 || rank > 5 || (uintptr_t)base % 16 || box[0] * esz % 16 || (swz && box[0] * esz > unsigned(swz))) return 1;   // CUDA_ERROR_INVALID_VALUE

@@ -42,13 +42,27 @@ inline __nv_bfloat16 __float2bfloat16_rn(float f) {
 }
 inline __nv_bfloat162 __floats2bfloat162_rn(float a, float b) { return {__float2bfloat16_rn(a), __float2bfloat16_rn(b)}; }
 inline float2 __bfloat1622float2(__nv_bfloat162 v) { return {__bfloat162float(v.x), __bfloat162float(v.y)}; }
+inline float __logf(float x) { return std::log(x); }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
+inline unsigned __float_as_uint(float x) { unsigned u; memcpy(&u, &x, 4); return u; }
+inline float __uint_as_float(unsigned u) { float x; memcpy(&x, &u, 4); return x; }
+inline float sinpif(float x) { return float(std::sin(double(x) * M_PI)); }
+inline float cospif(float x) { return float(std::cos(double(x) * M_PI)); }
+inline float __frcp_rn(float x) { return 1.0f / x; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __expf(float x) { return std::exp(x); }
 inline float __fdividef(float a, float b) { return a / b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fsqrt_rn(float a) { return std::sqrt(a); }
 template <class T> inline T __ldg(const T* p) { return *p; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 using std::max; using std::min;
 inline float atomicAdd(float* p, float v) { return std::atomic_ref<float>(*p).fetch_add(v); }
+inline unsigned atomicAdd(unsigned* p, unsigned v) { return std::atomic_ref<unsigned>(*p).fetch_add(v); }
 inline int atomicAdd(int* p, int v) { return std::atomic_ref<int>(*p).fetch_add(v); }
 inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
 struct alignas(64) CUtensorMap { uint64_t opaque[16]; };
@@ -56,13 +70,14 @@ struct alignas(64) CUtensorMap { uint64_t opaque[16]; };
 namespace emu {
 struct Coll { unsigned mask = 0, arrived = 0; uint64_t gen = 0; uint64_t slot[2][128]; };
 struct Bar { unsigned arrived = 0; uint64_t gen = 0; };
-struct WgOp { int N, group; bool ss, scale, ta, tb; uint64_t da, db; float* d[128]; uint32_t a[128][4]; };
+struct WgOp { int N, group; bool ss, scale, ta, tb; uint64_t da, db; float* d[128]; uint32_t a[128][4]; void (*run)(const WgOp&); };
 struct Wg { Coll c; std::vector<WgOp> ops; int group = 0; };
 struct Warp { std::deque<Coll> colls; };
 struct Fiber { void* sp; uint3 tid; unsigned lin; bool done; bool (*ready)(void*, uint64_t); void* wa; uint64_t wb; const char* what; int line; };
+struct CopyGroups { std::vector<std::function<void()>> open; std::deque<std::vector<std::function<void()>>> closed; };
 struct Block {
   uint3 bid; dim3 bdim, gdim; unsigned n; uint8_t* smem; size_t smem_bytes;
-  Fiber* f; Bar bars[16]; std::vector<Warp> warps; std::vector<Wg> wgs; std::deque<std::function<void()>> async;
+  Fiber* f; Bar bars[16]; std::vector<Warp> warps; std::vector<Wg> wgs; std::deque<std::function<void()>> async; std::vector<CopyGroups> copies, bulks;
 };
 extern thread_local Block* B; extern thread_local Fiber* F;
 extern bool lazy_async;   // EMU_LAZY=1: TMA lands / wgmma executes as late as the program order permits
@@ -120,6 +135,7 @@ void run_grid(Thunk t, dim3 grid, dim3 block, size_t smem, void** args);
 #define __shfl_sync(m, v, s) emu::shfl(m, v, s, __LINE__)
 #define __shfl_xor_sync(m, v, d) emu::shfl(m, v, int(emu::lane() ^ (d)), __LINE__)
 #define __shfl_down_sync(m, v, d) emu::shfl(m, v, emu::lane() + (d) < 32 ? int(emu::lane() + (d)) : int(emu::lane()), __LINE__)
+#define __shfl_up_sync(m, v, d) emu::shfl(m, v, emu::lane() >= unsigned(d) ? int(emu::lane() - (d)) : int(emu::lane()), __LINE__)
 #define __ballot_sync(m, p) emu::ballot(m, p, __LINE__)
 #define __any_sync(m, p) (emu::ballot(m, p, __LINE__) != 0)
 #define __all_sync(m, p) (emu::ballot(m, p, __LINE__) == (m))

@@ -143,6 +143,216 @@ pub const COLUMN_SUM_THREADS: _bindgen_ty_5 = 256;
 pub const GEMM_ANY_THREADS: _bindgen_ty_5 = 256;
 pub const GEMM_ANY_TILE: _bindgen_ty_5 = 64;
 pub type _bindgen_ty_5 = ::std::os::raw::c_uint;
+pub const TIMESTEPS_MAX_DISCRETE: _bindgen_ty_6 = 16;
+pub type _bindgen_ty_6 = ::std::os::raw::c_uint;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct TimestepsParams {
+    pub step: DevicePtr,
+    pub t: DevicePtr,
+    pub stream: u32,
+    pub batch: u32,
+    pub count: u32,
+    pub warmup_steps: u32,
+    pub mean: f32,
+    pub std: f32,
+    pub shift: f32,
+    pub unused: u32,
+    pub values: [f32; 16usize],
+    pub probs: [f32; 16usize],
+    pub warmup_probs: [f32; 16usize],
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct NormalParams {
+    pub numel: u64,
+    pub step: DevicePtr,
+    pub out: DevicePtr,
+    pub stream: u32,
+    pub batch: u32,
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct FlowNoiseParams {
+    pub numel: u64,
+    pub step: DevicePtr,
+    pub x0: DevicePtr,
+    pub t: DevicePtr,
+    pub x_t: DevicePtr,
+    pub velocity: DevicePtr,
+    pub stream: u32,
+    pub batch: u32,
+    pub perturbed: u32,
+    pub perturb_stream: u32,
+    pub sigma: f32,
+    pub unused: u32,
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct RenoiseParams {
+    pub numel: u64,
+    pub step: DevicePtr,
+    pub x_t: DevicePtr,
+    pub velocity: DevicePtr,
+    pub t: DevicePtr,
+    pub t_hat: DevicePtr,
+    pub x0_hat: DevicePtr,
+    pub renoised: DevicePtr,
+    pub stream: u32,
+    pub batch: u32,
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct RenoiseBackwardParams {
+    pub numel: u64,
+    pub t: DevicePtr,
+    pub t_hat: DevicePtr,
+    pub d_renoised: DevicePtr,
+    pub d_x0_hat: DevicePtr,
+    pub d_velocity: DevicePtr,
+    pub batch: u32,
+    pub unused: u32,
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct EulerParams {
+    pub len: u64,
+    pub x: DevicePtr,
+    pub velocity: DevicePtr,
+    pub unconditional: DevicePtr,
+    pub guidance: f32,
+    pub dt: f32,
+}
+pub const FLOW_THREADS: _bindgen_ty_7 = 256;
+pub type _bindgen_ty_7 = ::std::os::raw::c_uint;
+pub const HINGE_SUMS: _bindgen_ty_8 = 7;
+pub type _bindgen_ty_8 = ::std::os::raw::c_uint;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct HingeParams {
+    pub per_group: u64,
+    pub logits: DevicePtr,
+    pub d_logits_d: DevicePtr,
+    pub d_logits_g: DevicePtr,
+    pub partials: DevicePtr,
+    pub stats: DevicePtr,
+    pub share: f64,
+    pub heads: u32,
+    pub groups: u32,
+    pub parts: u32,
+    pub real: u32,
+    pub mismatch: u32,
+    pub perturbed: u32,
+    pub mismatch_weight: f32,
+    pub r1_weight: f32,
+    pub weight_d: f32,
+    pub weight_g: f32,
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct MseParams {
+    pub len: u64,
+    pub a: DevicePtr,
+    pub b: DevicePtr,
+    pub d_a: DevicePtr,
+    pub partials: DevicePtr,
+    pub loss: DevicePtr,
+    pub share: f64,
+    pub factor: f32,
+    pub parts: u32,
+}
+pub const HINGE_THREADS: _bindgen_ty_9 = 256;
+pub const HINGE_CHUNK: _bindgen_ty_9 = 2048;
+pub const MSE_THREADS: _bindgen_ty_9 = 256;
+pub const MSE_MAX_PARTS: _bindgen_ty_9 = 1024;
+pub type _bindgen_ty_9 = ::std::os::raw::c_uint;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct PatchParams {
+    pub len: u64,
+    pub latent: DevicePtr,
+    pub tokens: DevicePtr,
+    pub channels: u32,
+    pub height: u32,
+    pub width: u32,
+    pub patch: u32,
+}
+pub const PATCH_THREADS: _bindgen_ty_10 = 256;
+pub type _bindgen_ty_10 = ::std::os::raw::c_uint;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct PosEmbedParams {
+    pub pos: DevicePtr,
+    pub x: DevicePtr,
+    pub rows: u32,
+    pub grid_rows: u32,
+    pub columns: u32,
+    pub hidden: u32,
+    pub max: u32,
+    pub top: u32,
+    pub left: u32,
+    pub unused: u32,
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct TimestepEmbeddingParams {
+    pub t: DevicePtr,
+    pub pooled: DevicePtr,
+    pub out: DevicePtr,
+    pub batch: u32,
+    pub half: u32,
+    pub pooled_width: u32,
+    pub unused: u32,
+}
+pub const EMBED_THREADS: _bindgen_ty_11 = 256;
+pub type _bindgen_ty_11 = ::std::os::raw::c_uint;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct NormParams {
+    pub len: u64,
+    pub grads: DevicePtr,
+    pub partials: DevicePtr,
+    pub norm: DevicePtr,
+    pub parts: u32,
+    pub unused: u32,
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct AdamwCoefficients {
+    pub clip: f32,
+    pub rate: f32,
+    pub root: f32,
+    pub keep: f32,
+    pub follow: f32,
+    pub apply: u32,
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct AdamwParams {
+    pub len: u64,
+    pub step: DevicePtr,
+    pub norm: DevicePtr,
+    pub counters: DevicePtr,
+    pub coefficients: DevicePtr,
+    pub grads: DevicePtr,
+    pub params: DevicePtr,
+    pub master: DevicePtr,
+    pub moment1: DevicePtr,
+    pub moment2: DevicePtr,
+    pub ema: DevicePtr,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    pub weight_decay: f64,
+    pub max_norm: f64,
+    pub ema_decay: f64,
+    pub lr_index: u32,
+    pub unused: u32,
+}
+pub const ADAMW_THREADS: _bindgen_ty_12 = 256;
+pub const NORM_THREADS: _bindgen_ty_12 = 256;
+pub const NORM_MAX_PARTS: _bindgen_ty_12 = 1024;
+pub type _bindgen_ty_12 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct FillParams {
@@ -158,5 +368,5 @@ pub struct CastParams {
     pub x: DevicePtr,
     pub out: DevicePtr,
 }
-pub const MEMORY_THREADS: _bindgen_ty_6 = 256;
-pub type _bindgen_ty_6 = ::std::os::raw::c_uint;
+pub const MEMORY_THREADS: _bindgen_ty_13 = 256;
+pub type _bindgen_ty_13 = ::std::os::raw::c_uint;

@@ -4,10 +4,10 @@
 use half::bf16;
 
 use super::{In, Out, StatIn, StatOut, aligned, kernel_of_width};
+use crate::device::cuda::Cuda;
 use crate::device::cuda::abi::StepParams;
 use crate::device::cuda::driver::Kernel;
 use crate::device::cuda::memory::{Buffer, Located, address_or_null};
-use crate::device::cuda::Cuda;
 use crate::device::*;
 use crate::flow::TimestepDistribution;
 
@@ -31,7 +31,16 @@ pub fn head_logits(cuda: &Cuda, params: &Buffer<bf16>, shape: &HeadLogitsShape, 
     unimplemented!()
 }
 
-pub fn head_logits_backward(cuda: &Cuda, params: &Buffer<bf16>, shape: &HeadLogitsShape, h: In<'_>, cm: In<'_>, d_logits: StatIn<'_>, dh: Out<'_>, grads: Option<(&mut Buffer<f32>, Out<'_>)>) {
+pub fn head_logits_backward(
+    cuda: &Cuda,
+    params: &Buffer<bf16>,
+    shape: &HeadLogitsShape,
+    h: In<'_>,
+    cm: In<'_>,
+    d_logits: StatIn<'_>,
+    dh: Out<'_>,
+    grads: Option<(&mut Buffer<f32>, Out<'_>)>,
+) {
     let _ = (cuda, params, shape, h, cm, d_logits, dh, grads);
     unimplemented!()
 }
