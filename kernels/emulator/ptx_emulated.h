@@ -134,6 +134,7 @@ inline void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], i
 // ---- the wrappers kernels call (nvcc gets these from ptx.cuh) ------------------------------
 #define EMU_LINE int line = __builtin_LINE()
 inline uint32_t smem_u32(const void* p) { return emu::saddr(p); }
+inline void keep_packed(uint4&) {}
 inline float ex2(float x) { return exp2f(x); }
 inline uint4 load_16_bytes(const void* from) {
   EMU_CHECK(uintptr_t(from) % 16 == 0, "16-byte load from an address that is no multiple of 16");

@@ -20,6 +20,10 @@
 
 PTX uint32_t smem_u32(const void* shared) { return (uint32_t)__cvta_generic_to_shared(shared); }
 
+// Makes the compiler forget what it derived from eight packed bf16 values, so that it keeps the four words in registers and
+// not the eight floats.
+PTX void keep_packed(uint4& v) { asm volatile("" : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)); }
+
 // 2^x on the special-function unit; subnormal results become zero.
 PTX float ex2(float x) {
     float y;

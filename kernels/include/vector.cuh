@@ -66,3 +66,40 @@ __device__ __forceinline__ void store(float* to, const float (&from)[WIDTH]) {
         for (int i = 0; i < WIDTH; i++) to[i] = from[i];
     }
 }
+
+// Eight bf16 values as they lie in memory: half the registers of the floats they stand for. What must outlive an exchange
+// between threads, or a row, is kept this way and unpacked again; `keep_packed` (ptx.cuh) holds the compiler to it.
+using Packed = uint4;
+
+__device__ __forceinline__ Packed load_packed(const bf16* from) { return *reinterpret_cast<const Packed*>(from); }
+
+__device__ __forceinline__ void store_packed(bf16* to, Packed packed) { *reinterpret_cast<Packed*>(to) = packed; }
+
+__device__ __forceinline__ void unpack(Packed packed, float (&to)[8]) {
+    const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const float2 pair = unpack_bf16(words[i]);
+        to[2 * i] = pair.x;
+        to[2 * i + 1] = pair.y;
+    }
+}
+
+__device__ __forceinline__ Packed pack(const float (&from)[8]) {
+    return make_uint4(pack_bf16(from[0], from[1]), pack_bf16(from[2], from[3]), pack_bf16(from[4], from[5]),
+                      pack_bf16(from[6], from[7]));
+}
+
+// The same from any address, value by value.
+__device__ __forceinline__ Packed gather_packed(const bf16* from) {
+    float values[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) values[i] = __bfloat162float(from[i]);
+    return pack(values);
+}
+
+template <int N>
+__device__ __forceinline__ void keep_packed(Packed (&vectors)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) keep_packed(vectors[i]);
+}
