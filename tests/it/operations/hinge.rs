@@ -147,7 +147,7 @@ fn all_results<B: Backend>(b: &B, shape: &HingeShape, logits: &[f32], offset: us
 /// kink of the hinge to where an exponential overflows, against the f64 backend.
 fn every_shape<B: Backend>(b: &B, tolerance: Tolerance) {
     let tolerance = tolerance.of_stat();
-    let sizes = [(1, 1, 1), (3, 3, 1000), (2, 3, 777), (38, 1, 64), (2, 2, 4096)];
+    let sizes = [(1, 1, 1), (3, 3, 1000), (2, 3, 777), (38, 1, 64)];
     let choices = [(false, false, false), (true, false, false), (true, true, false), (true, false, true), (true, true, true)];
     for (((heads, batch, positions), (real, mismatch, perturbed)), loss) in sizes
         .into_iter()
