@@ -41,14 +41,14 @@ impl Tolerance {
 
     /// The bound for an fp32 result of nothing but fp32 values (times, noise, losses, moments): bf16 plays no part in it.
     pub fn of_stat(self) -> Self {
-        if self == Self::Bf16 { Self::F32 } else { self }
+        if matches!(self, Self::Bf16 | Self::Bf16Chain) { Self::F32 } else { self }
     }
 
     /// `values` as the backend's compute type holds them.
     pub fn held(self, values: &[f32]) -> Vec<f32> {
         match self {
             Self::F32 | Self::F64 => values.to_vec(),
-            Self::Bf16 => values.iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect(),
+            Self::Bf16 | Self::Bf16Chain => values.iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect(),
         }
     }
 }
