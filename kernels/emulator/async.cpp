@@ -25,6 +25,10 @@ void require_shared(const void* pointer, size_t bytes, const char* what) {
     fail("%s: %zu bytes at offset %td are not in the %zu bytes of shared memory", what, bytes, offset, block().shared_bytes);
 }
 
+void require_global(const void* pointer, const char* what) {
+    if (in_dynamic_shared(pointer, 0)) fail("%s: %p is in shared memory, not in global memory", what, pointer);
+}
+
 static void require_multiple_of_16(const void* shared, const void* global, size_t bytes, const char* what) {
     const uintptr_t all = uintptr_t(shared) | uintptr_t(global) | bytes;
     if (all % 16 != 0) fail("%s: shared %p, global %p and %zu bytes must be multiples of 16", what, shared, global, bytes);

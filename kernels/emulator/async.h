@@ -15,6 +15,7 @@ namespace emulator {
 uint32_t shared_address(const void* pointer);
 // Fails unless the range lies in shared memory.
 void require_shared(const void* pointer, size_t bytes, const char* what);
+void require_global(const void* pointer, const char* what);
 
 // XORs address bits 4..6 with bits 7..9, as far as the swizzle of 32, 64 or 128 bytes goes. Tiles keep 16-byte pieces whole.
 inline uint32_t swizzled(uint32_t address, uint32_t swizzle) {

@@ -9,7 +9,13 @@
 // ---- language ---------------------------------------------------------------------------------------------------
 
 inline uint32_t smem_u32(const void* shared) { return emulator::shared_address(shared); }
+inline void keep_packed(uint4&) {}
 inline float ex2(float x) { return std::exp2(x); }
+inline uint4 load_16_bytes(const void* from) { return *static_cast<const uint4*>(from); }
+inline void store_16_bytes(void* to, uint4 value) {
+    emulator::require_global(to, "store_16_bytes");
+    *static_cast<uint4*>(to) = value;
+}
 
 // ---- warps and named barriers -----------------------------------------------------------------------------------
 
@@ -108,6 +114,10 @@ inline void wgmma_commit(WHERE) { emulator::wgmma_commit(where); }
 template <int KEEP>
 void wgmma_wait(WHERE) {
     emulator::wgmma_wait(KEEP, where);
+}
+template <class T, int REGISTERS>
+void wgmma_done(T (&registers)[REGISTERS]) {
+    if constexpr (std::is_same_v<T, float>) emulator::require_finished(registers, REGISTERS);
 }
 template <int TRANS_A, int TRANS_B, int REGISTERS>
 void wgmma_ss(float (&d)[REGISTERS], uint64_t a, uint64_t b, bool accumulate, WHERE) {

@@ -137,6 +137,12 @@ static void restore(Matrices& of) {
     of.saved.clear();
 }
 
+void require_finished(const float* d, int count) {
+    for (int i = 0; i < count; i++) {
+        if (__float_as_uint(d[i]) == IN_FLIGHT) fail("wgmma_done on accumulators that no wgmma_wait has waited for");
+    }
+}
+
 static bool same_accumulators(const Matrices& a, const Matrices& b) { return a.d == b.d; }
 
 static void enqueue(Warpgroup& warpgroup, Matrices product) {

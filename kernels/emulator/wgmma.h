@@ -12,5 +12,7 @@ void wgmma(int columns, float* d, const uint32_t* a, uint64_t descriptor_a, uint
 void wgmma_commit(Where where);
 void wgmma_wait(int keep, Where where);
 void wgmma_fence(Where where);
+// Fails when an accumulator is still in flight.
+void require_finished(const float* d, int count);
 
 }  // namespace emulator
