@@ -144,6 +144,93 @@ pub const MSE_MAX_PARTS: _bindgen_ty_5 = 1024;
 pub type _bindgen_ty_5 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct ConvParams {
+    pub source: DevicePtr,
+    pub weight: DevicePtr,
+    pub bias: DevicePtr,
+    pub out: DevicePtr,
+    pub tokens: u32,
+    pub rows: u32,
+    pub columns: u32,
+    pub cin: u32,
+    pub cout: u32,
+    pub accumulate: u32,
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct ConvWeightParams {
+    pub x: DevicePtr,
+    pub dy: DevicePtr,
+    pub partial: DevicePtr,
+    pub tokens: u32,
+    pub chunk: u32,
+    pub rows: u32,
+    pub columns: u32,
+    pub cin: u32,
+    pub cout: u32,
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct ConvFinishParams {
+    pub weights: u64,
+    pub partial: DevicePtr,
+    pub d_weight: DevicePtr,
+    pub d_bias: DevicePtr,
+    pub chunks: u32,
+    pub cout: u32,
+}
+pub const CONV_THREADS: _bindgen_ty_6 = 128;
+pub const CONV_LARGE_TILE: _bindgen_ty_6 = 128;
+pub const CONV_SMALL_TILE: _bindgen_ty_6 = 64;
+pub const CONV_DEPTH: _bindgen_ty_6 = 32;
+pub const CONV_STAGES: _bindgen_ty_6 = 4;
+pub const CONV_PAD: _bindgen_ty_6 = 8;
+pub const CONV_FINISH_THREADS: _bindgen_ty_6 = 256;
+pub type _bindgen_ty_6 = ::std::os::raw::c_uint;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct HeadLogitsParams {
+    pub h: DevicePtr,
+    pub cm: DevicePtr,
+    pub weight: DevicePtr,
+    pub bias: DevicePtr,
+    pub logits: DevicePtr,
+    pub tokens: u32,
+    pub positions: u32,
+    pub width: u32,
+    pub unused: u32,
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct HeadLogitsBackwardParams {
+    pub h: DevicePtr,
+    pub cm: DevicePtr,
+    pub weight: DevicePtr,
+    pub d_logits: DevicePtr,
+    pub dh: DevicePtr,
+    pub partial: DevicePtr,
+    pub positions: u32,
+    pub chunk: u32,
+    pub width: u32,
+    pub unused: u32,
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct HeadLogitsFinishParams {
+    pub partial: DevicePtr,
+    pub d_weight: DevicePtr,
+    pub d_bias: DevicePtr,
+    pub d_cm: DevicePtr,
+    pub samples: u32,
+    pub chunks: u32,
+    pub width: u32,
+    pub unused: u32,
+}
+pub const HEAD_LOGITS_WARPS: _bindgen_ty_7 = 8;
+pub const HEAD_LOGITS_SLICES: _bindgen_ty_7 = 8;
+pub type _bindgen_ty_7 = ::std::os::raw::c_uint;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct PatchParams {
     pub len: u64,
     pub latent: DevicePtr,
@@ -153,8 +240,8 @@ pub struct PatchParams {
     pub width: u32,
     pub patch: u32,
 }
-pub const PATCH_THREADS: _bindgen_ty_6 = 256;
-pub type _bindgen_ty_6 = ::std::os::raw::c_uint;
+pub const PATCH_THREADS: _bindgen_ty_8 = 256;
+pub type _bindgen_ty_8 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct PosEmbedParams {
@@ -180,8 +267,8 @@ pub struct TimestepEmbeddingParams {
     pub pooled_width: u32,
     pub unused: u32,
 }
-pub const EMBED_THREADS: _bindgen_ty_7 = 256;
-pub type _bindgen_ty_7 = ::std::os::raw::c_uint;
+pub const EMBED_THREADS: _bindgen_ty_9 = 256;
+pub type _bindgen_ty_9 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct NormParams {
@@ -225,10 +312,10 @@ pub struct AdamwParams {
     pub lr_index: u32,
     pub unused: u32,
 }
-pub const ADAMW_THREADS: _bindgen_ty_8 = 256;
-pub const NORM_THREADS: _bindgen_ty_8 = 256;
-pub const NORM_MAX_PARTS: _bindgen_ty_8 = 1024;
-pub type _bindgen_ty_8 = ::std::os::raw::c_uint;
+pub const ADAMW_THREADS: _bindgen_ty_10 = 256;
+pub const NORM_THREADS: _bindgen_ty_10 = 256;
+pub const NORM_MAX_PARTS: _bindgen_ty_10 = 1024;
+pub type _bindgen_ty_10 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct FillParams {
@@ -244,5 +331,5 @@ pub struct CastParams {
     pub x: DevicePtr,
     pub out: DevicePtr,
 }
-pub const MEMORY_THREADS: _bindgen_ty_9 = 256;
-pub type _bindgen_ty_9 = ::std::os::raw::c_uint;
+pub const MEMORY_THREADS: _bindgen_ty_11 = 256;
+pub type _bindgen_ty_11 = ::std::os::raw::c_uint;

@@ -3,13 +3,13 @@
 use half::bf16;
 
 use super::{In, Out, StatIn, StatOut, aligned, kernel_of_width};
+use crate::device::cuda::Cuda;
 use crate::device::cuda::abi::{
     CONV_DEPTH, CONV_FINISH_THREADS, CONV_LARGE_TILE, CONV_PAD, CONV_SMALL_TILE, CONV_STAGES, CONV_THREADS, ConvFinishParams, ConvParams,
     ConvWeightParams, HEAD_LOGITS_SLICES, HEAD_LOGITS_WARPS, HeadLogitsBackwardParams, HeadLogitsFinishParams, HeadLogitsParams,
 };
 use crate::device::cuda::driver::{Address, Grid, Kernel};
 use crate::device::cuda::memory::{Buffer, Located};
-use crate::device::cuda::Cuda;
 use crate::device::{ConvShape, HeadLogitsShape, Storage};
 
 const TAPS: usize = 9;
