@@ -51,14 +51,9 @@ inline float __frcp_rn(float x) { return 1.0f / x; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __expf(float x) { return std::exp(x); }
 inline float __fdividef(float a, float b) { return a / b; }
-// One rounding each: this file is compiled without contraction, nvcc compiles the intrinsics so.
-inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
-inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fsqrt_rn(float a) { return std::sqrt(a); }
-inline uint32_t __float_as_uint(float a) { uint32_t u; memcpy(&u, &a, 4); return u; }
-inline float __uint_as_float(uint32_t u) { float a; memcpy(&a, &u, 4); return a; }
 template <class T> inline T __ldg(const T* p) { return *p; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 using std::max; using std::min;

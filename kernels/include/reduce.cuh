@@ -11,8 +11,8 @@ __device__ __forceinline__ int warp_index() { return threadIdx.x / 32; }
 
 // Sums each of N values over groups of LANES neighbouring lanes (a power of two). Every lane of a group gets the sums, to
 // the same bits: both partners of an exchange add the same two numbers. All lanes of the warp must take part.
-template <int LANES = 32, int N>
-__device__ __forceinline__ void warp_sum(float (&values)[N]) {
+template <int LANES = 32, class T, int N>
+__device__ __forceinline__ void warp_sum(T (&values)[N]) {
 #pragma unroll
     for (int distance = LANES / 2; distance > 0; distance /= 2) {
 #pragma unroll
@@ -20,17 +20,17 @@ __device__ __forceinline__ void warp_sum(float (&values)[N]) {
     }
 }
 
-template <int LANES = 32>
-__device__ __forceinline__ float warp_sum(float value) {
-    float values[1] = {value};
+template <int LANES = 32, class T>
+__device__ __forceinline__ T warp_sum(T value) {
+    T values[1] = {value};
     warp_sum<LANES>(values);
     return values[0];
 }
 
 // Sums each of N values over a block of whole warps, at most MAX_WARPS. Every thread gets the sums. `room` is shared
 // memory that only block sums use; it may be the same for all of them.
-template <int N>
-__device__ __forceinline__ void block_sum(float (&values)[N], float (&room)[MAX_WARPS][N]) {
+template <class T, int N>
+__device__ __forceinline__ void block_sum(T (&values)[N], T (&room)[MAX_WARPS][N]) {
     const int warps = blockDim.x / 32;
     warp_sum(values);
     if (warps == 1) return;
@@ -50,8 +50,9 @@ __device__ __forceinline__ void block_sum(float (&values)[N], float (&room)[MAX_
     }
 }
 
-__device__ __forceinline__ float block_sum(float value, float (&room)[MAX_WARPS][1]) {
-    float values[1] = {value};
+template <class T>
+__device__ __forceinline__ T block_sum(T value, T (&room)[MAX_WARPS][1]) {
+    T values[1] = {value};
     block_sum(values, room);
     return values[0];
 }

@@ -14,13 +14,13 @@ use std::time::Instant;
 
 use clap::Args;
 
+use super::common::device::on_device;
 use super::common::progress::duration;
-use super::common::{Globals, Loaded, Outcome, Progress, Stop, interrupt, latents, network, number, output, path, start_threads};
+use super::common::{Device, Globals, Loaded, Outcome, Progress, Stop, interrupt, latents, network, number, output, path, start_threads};
 use crate::Result;
 use crate::config::Config;
 use crate::data::{LatentDataset, Loader};
 use crate::device::Backend;
-use crate::device::cpu::Cpu;
 use crate::format::{Dtype, Role};
 use crate::ladd::LaddConfig;
 use crate::report::{Results, distillation_panels, draw_panels, save_png};
@@ -91,7 +91,8 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
         }
     };
     config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
-    let done = distill(&Cpu::<f32>::new(), &config, &teacher, &mut run);
+    let device = Device::open(globals.device.as_deref().unwrap_or(&config.device))?;
+    let done = on_device!(device, |b| distill(b, &config, &teacher, &mut run));
     if matches!(done, Err(Stop::Interrupted)) {
         output::note(&format!("interrupted; go on with: ladd-fast distill --run {} --resume", run.path().display()));
     }

@@ -6,13 +6,16 @@ use std::time::Instant;
 
 use clap::Args;
 
+use super::common::device::on_device;
 use super::common::measure::{Bench, student_settings, teacher_settings};
-use super::common::{Globals, Outcome, Painter, Progress, flag, network, number, output};
+use super::common::{Device, Globals, Loaded, Outcome, Painter, Progress, flag, network, number, output};
 use crate::Error;
-use crate::device::cpu::Cpu;
+use crate::config::Config;
+use crate::device::Backend;
 use crate::flow::SampleSettings;
 use crate::format::Role;
 use crate::report::Results;
+use crate::train::QualityRecord;
 
 /// Measure a network against the demo's test set.
 #[derive(Debug, Args)]
@@ -70,17 +73,8 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
     settings.iter().try_for_each(|s| s.times().map(drop))?;
 
     let started = Instant::now();
-    let b = Cpu::<f32>::new();
-    let model = loaded.model(&b)?;
-    let params = network::upload(&b, &loaded.weights(&model)?)?;
-    let shape = network::latent_shape(pipeline, 0, 0)?;
-    let mut painter = Painter::new(&b, model, pipeline, shape, config.eval.batch, "")?;
-    let mut progress = Progress::new("measuring", bench.cost(&settings), 0);
-    let mut quality = Vec::new();
-    for settings in &settings {
-        quality.extend(bench.measure(&mut painter, &params, settings, (name, 0), &mut progress)?.map(|(record, _)| record));
-    }
-    progress.finish(&format!("{} settings, {} images each", settings.len(), config.eval.samples));
+    let device = Device::open(&config.device)?;
+    let quality = on_device!(device, |b| measure(b, &config, &loaded, &bench, name, &settings))?;
     let seconds = BTreeMap::from([("evaluation".to_owned(), started.elapsed().as_secs_f64())]);
     let results = Results::new(&config.preset, config.seed, rayon::current_num_threads(), seconds, quality);
     output::result(&results.markdown());
@@ -90,4 +84,27 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
         output::result(&format!("results.json and results.md in {}", folder.display()));
     }
     Ok(())
+}
+
+/// The quality at each setting of the sampler.
+fn measure<B: Backend>(
+    b: &B,
+    config: &Config,
+    loaded: &Loaded,
+    bench: &Bench,
+    name: &str,
+    settings: &[SampleSettings],
+) -> Outcome<Vec<QualityRecord>> {
+    let pipeline = loaded.pipeline();
+    let model = loaded.model(b)?;
+    let params = network::upload(b, &loaded.weights(&model)?)?;
+    let shape = network::latent_shape(pipeline, 0, 0)?;
+    let mut painter = Painter::new(b, model, pipeline, shape, config.eval.batch, "")?;
+    let mut progress = Progress::new("measuring", bench.cost(settings), 0);
+    let mut quality = Vec::new();
+    for settings in settings {
+        quality.extend(bench.measure(&mut painter, &params, settings, (name, 0), &mut progress)?.map(|(record, _)| record));
+    }
+    progress.finish(&format!("{} settings, {} images each", settings.len(), config.eval.samples));
+    Ok(quality)
 }

@@ -4,11 +4,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::common::{Globals, Loaded, Outcome, network, output};
+use super::common::{Device, Globals, Loaded, Outcome, network, output};
 use crate::config::PRESETS;
 use crate::data::{MANIFEST, Manifest};
-use crate::device::Backend;
-use crate::device::cpu::Cpu;
 use crate::model::ModelConfig;
 use crate::train::{Record, RunFolder};
 use crate::{Error, Result};
@@ -29,9 +27,9 @@ pub struct Arguments {
 }
 
 pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
-    globals.load(Vec::new())?;
+    let config = globals.load(Vec::new())?;
     let lines = match arguments.path.as_deref() {
-        None => program(),
+        None => program(&config.device)?,
         Some(path) if path.join(MANIFEST).is_file() => latents(path)?,
         Some(path) if path.join("config.toml").is_file() && path.join("metrics.jsonl").is_file() => run_folder(path)?,
         Some(path) if path != Path::new("builtin") && !path.exists() => {
@@ -44,15 +42,52 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
     Ok(())
 }
 
-fn program() -> Vec<String> {
+fn program(device: &str) -> Result<Vec<String>> {
     let mut lines = vec![
         entry("ladd-fast", env!("CARGO_PKG_VERSION")),
-        entry("device", Cpu::<f32>::new().name()),
+        entry("device", format!("{} (chosen by `{device}`)", Device::open(device)?.name())),
         entry("threads", rayon::current_num_threads()),
-        entry("presets", ""),
     ];
+    lines.extend(gpus());
+    lines.push(entry("presets", ""));
     lines.extend(PRESETS.iter().map(|p| format!("  {:<14} {}", p.name, p.about)));
+    Ok(lines)
+}
+
+/// The GPUs of this machine, and what the kernels were built for.
+#[cfg(feature = "cuda")]
+fn gpus() -> Vec<String> {
+    use crate::device::cuda::{built::KERNELS, real};
+    let version = |v: i32| format!("{}.{}", v / 1000, v % 1000 / 10);
+    let mut lines = match real::count() {
+        Ok(count) => vec![entry("gpus", format!("{count}, driver for CUDA {}", real::driver_version().map_or("?".into(), version)))],
+        Err(cause) => vec![entry("gpus", format!("none: {cause}"))],
+    };
+    for ordinal in 0..real::count().unwrap_or(0) {
+        lines.push(match real::properties(ordinal) {
+            Ok(gpu) => format!(
+                "  cuda:{ordinal} {}, compute capability {}.{}, {} multiprocessors, {:.0} GiB",
+                gpu.name,
+                gpu.capability.0,
+                gpu.capability.1,
+                gpu.multiprocessors,
+                gpu.memory as f64 / f64::from(1 << 30)
+            ),
+            Err(cause) => format!("  cuda:{ordinal} {cause}"),
+        });
+    }
+    let mut architectures: Vec<&str> = KERNELS.iter().map(|kernel| kernel.arch).collect();
+    architectures.sort_unstable();
+    architectures.dedup();
+    let names: std::collections::BTreeSet<_> = KERNELS.iter().map(|kernel| kernel.name).collect();
+    lines.push(entry("kernels", format!("{}, built for {} and as PTX for newer devices", names.len(), architectures.join(" and "))));
     lines
+}
+
+/// The GPUs of this machine, and what the kernels were built for.
+#[cfg(not(feature = "cuda"))]
+fn gpus() -> Vec<String> {
+    vec![entry("kernels", "none: built without the feature `cuda`")]
 }
 
 fn describe(loaded: &Loaded) -> Vec<String> {

@@ -8,15 +8,15 @@ use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 
+use super::common::device::on_device;
 use super::common::draw::Prompts;
 use super::common::measure::{Bench, teacher_settings};
 use super::common::progress::duration;
-use super::common::{Globals, Loaded, Outcome, Painter, Progress, Stop, interrupt, network, number, output, path, start_threads};
+use super::common::{Device, Globals, Loaded, Outcome, Painter, Progress, Stop, interrupt, network, number, output, path, start_threads};
 use crate::config::Config;
 use crate::data::fashion_mnist::{CLASS_NAMES, IMAGE_SHAPE, Split};
 use crate::data::{Batch, FashionMnist, LatentDataset, Loader};
 use crate::device::Backend;
-use crate::device::cpu::Cpu;
 use crate::format::{Dtype, Pipeline, Role};
 use crate::model::mmdit::sinusoidal_grid;
 use crate::model::{Mmdit, Shape};
@@ -105,7 +105,8 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
         Precision::F32 => Dtype::F32,
         Precision::F16 => Dtype::F16,
     };
-    let done = pretrain(&Cpu::<f32>::new(), &config, dataset, pipeline, dtype, &mut run);
+    let device = Device::open(globals.device.as_deref().unwrap_or(&config.device))?;
+    let done = on_device!(device, |b| pretrain(b, &config, dataset, pipeline, dtype, &mut run));
     if matches!(done, Err(Stop::Interrupted)) {
         output::note(&format!("interrupted; go on with: ladd-fast pretrain --run {} --resume", run.path().display()));
     }

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use image::RgbImage;
 
+use super::common::device::on_device;
 use super::common::draw::{Order, Prompts, pictures};
-use super::common::{Globals, Outcome, Painter, Progress, flag, measure, network, number, output};
-use crate::config::{SampleConfig, SamplerChoice};
-use crate::device::cpu::Cpu;
+use super::common::{Device, Globals, Loaded, Outcome, Painter, Progress, flag, measure, network, number, output};
+use crate::config::{Config, SampleConfig, SamplerChoice};
+use crate::device::Backend;
 use crate::flow::{SampleSettings, SamplerKind};
 use crate::format::{Pipeline, Role};
 use crate::report::{Grid, Group, Row, draw_grid, save_png};
@@ -88,20 +89,34 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
     let settings = settings(&config.sample, pipeline);
     settings.times()?;
 
-    let b = Cpu::<f32>::new();
-    let prompts = Prompts::new(pipeline, &arguments.prompts)?;
-    let shape = network::latent_shape(pipeline, config.sample.height, config.sample.width)?;
-    let model = loaded.model(&b)?;
-    let params = network::upload(&b, &loaded.weights(&model)?)?;
     let which: Vec<usize> = (0..arguments.prompts.len()).flat_map(|p| std::iter::repeat_n(p, arguments.count)).collect();
-    let mut painter = Painter::new(&b, model, pipeline, shape, config.sample.batch.min(which.len()), &arguments.negative)?;
-    let mut progress = Progress::new("sampling", which.len() as u64, 0);
-    let order = Order { settings: &settings, seed: config.seed, first: 0, prompts: &prompts, which: &which };
-    let pixels = painter.pixels(&params, &order, |drawn| progress.set(drawn as u64, String::new))?;
-    let images = pictures(&pixels, painter.image_shape()?);
-    progress.finish(&format!("{} images, {}, {}", images.len(), settings.kind.name(), measure::label(&settings)));
+    let device = Device::open(&config.device)?;
+    let images = on_device!(device, |b| draw(b, &config, arguments, &loaded, &settings, &which))?;
     write(&arguments.out, arguments, &images, &which, &settings, config.seed)?;
     Ok(())
+}
+
+/// Draws one image for each entry of `which`, an index into the prompts.
+fn draw<B: Backend>(
+    b: &B,
+    config: &Config,
+    arguments: &Arguments,
+    loaded: &Loaded,
+    settings: &SampleSettings,
+    which: &[usize],
+) -> Outcome<Vec<RgbImage>> {
+    let pipeline = loaded.pipeline();
+    let prompts = Prompts::new(pipeline, &arguments.prompts)?;
+    let shape = network::latent_shape(pipeline, config.sample.height, config.sample.width)?;
+    let model = loaded.model(b)?;
+    let params = network::upload(b, &loaded.weights(&model)?)?;
+    let mut painter = Painter::new(b, model, pipeline, shape, config.sample.batch.min(which.len()), &arguments.negative)?;
+    let mut progress = Progress::new("sampling", which.len() as u64, 0);
+    let order = Order { settings, seed: config.seed, first: 0, prompts: &prompts, which };
+    let pixels = painter.pixels(&params, &order, |drawn| progress.set(drawn as u64, String::new))?;
+    let images = pictures(&pixels, painter.image_shape()?);
+    progress.finish(&format!("{} images, {}, {}", images.len(), settings.kind.name(), measure::label(settings)));
+    Ok(images)
 }
 
 /// What the configuration leaves open follows the network's role.

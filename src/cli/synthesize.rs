@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::common::{Globals, Outcome, Stop, flag, latents, network, number, output, path};
-use crate::device::cpu::Cpu;
+use super::common::device::on_device;
+use super::common::{Device, Globals, Outcome, Stop, flag, latents, network, number, output, path};
 
 /// Draw training latents with a teacher.
 #[derive(Debug, Args)]
@@ -51,7 +51,8 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
         number("seed", "--seed", arguments.seed),
     ])?;
     let teacher = network::load(&config.teacher.checkpoint)?;
-    let made = latents::synthesize(&Cpu::<f32>::new(), &teacher, &config.synthesize, config.seed, &arguments.out);
+    let device = Device::open(&config.device)?;
+    let made = on_device!(device, |b| latents::synthesize(b, &teacher, &config.synthesize, config.seed, &arguments.out));
     if matches!(made, Err(Stop::Interrupted)) {
         output::note("interrupted; the same command goes on where it stopped");
     }

@@ -34,6 +34,8 @@ pub struct Config {
     pub seed: u64,
     /// Worker threads; 0 means all cores.
     pub threads: usize,
+    /// Where to compute: `auto` (the first usable GPU, else the processor), `cpu`, `cuda` or `cuda:N`.
+    pub device: String,
     /// Folder in which every run gets a folder of its own.
     pub run_dir: PathBuf,
     /// Shape of the network that `pretrain` trains.
@@ -64,6 +66,7 @@ impl Default for Config {
             preset: "demo".into(),
             seed: 0,
             threads: 0,
+            device: "auto".into(),
             run_dir: "runs".into(),
             model: sections::demo_model(),
             teacher: TeacherConfig::default(),
@@ -118,6 +121,11 @@ impl Config {
         }
         if self.threads > 4096 {
             return Err(Error::Config(format!("threads = {} is far out of range; 0 means all cores", self.threads)));
+        }
+        let gpu = |name: &str| name.strip_prefix("cuda:").is_some_and(|n| n.parse::<u8>().is_ok());
+        // "emulated" is there in builds for tests only; elsewhere opening it says so.
+        if !matches!(self.device.as_str(), "auto" | "cpu" | "cuda" | "emulated") && !gpu(&self.device) {
+            return Err(Error::Config(format!("device = {:?} must be auto, cpu, cuda or cuda:N with a number", self.device)));
         }
         Ok(())
     }

@@ -81,6 +81,8 @@ pub trait Backend: Send + Sync + Sized + std::fmt::Debug + 'static {
     type Stat: Storage + std::fmt::Debug;
     /// The device-side copy of [`StepValues`].
     type Step: Send + Sync + std::fmt::Debug;
+    /// A recorded sequence of operations, for [`replay`](Self::replay); empty at first.
+    type Recording: Default + Send + Sync + std::fmt::Debug;
 
     // ---- memory -------------------------------------------------------------------------------------------------
 
@@ -125,6 +127,10 @@ pub trait Backend: Send + Sync + Sized + std::fmt::Debug + 'static {
     /// # Errors
     /// When an operation before it failed.
     fn download_stat(&self, src: View<'_, Self::Stat>) -> Result<Vec<f32>, DeviceError>;
+
+    /// Runs `work`. A device that can records what it queues and from then on replays the recording instead: with one
+    /// `recording`, `work` must queue the same operations on the same buffers every time, and neither allocate nor wait.
+    fn replay(&self, recording: &mut Self::Recording, work: impl FnOnce());
 
     /// Waits until everything queued is done.
     ///

@@ -52,6 +52,8 @@ pub struct Distiller<B: Backend> {
 struct Planned<B: Backend> {
     step: LaddStep<B>,
     batches: Vec<(Batch<B>, B::Step)>,
+    /// The whole step by its number of micro-batches, for devices that replay.
+    recordings: HashMap<usize, B::Recording>,
 }
 
 /// One micro-batch from the host, with its latent size.
@@ -153,10 +155,10 @@ impl<B: Backend> Distiller<B> {
             b.upload_step(&StepValues { seed: self.settings.seed, step: self.done, first_sample, lr }, step);
             planned.step.upload(b, &micro.values, batch);
         }
-        self.student.zero_gradients(b);
-        self.heads.zero_gradients(b);
-        planned.step.zero_statistics(b);
-        let share = 1.0 / micro_batches.len() as f32;
+        let Planned { step: plan, batches, recordings } = planned;
+        let batches = &batches[..micro_batches.len()];
+        let recording = recordings.entry(batches.len()).or_default();
+        let share = 1.0 / batches.len() as f32;
         let models = (&self.student_model, &self.teacher_model, &self.heads_model);
         let adversarial = self.settings.ladd.adversarial_weight > 0.0;
         let phases: &[Phase] = match self.settings.ladd.update {
@@ -164,18 +166,24 @@ impl<B: Backend> Distiller<B> {
             Update::Alternating if adversarial => &[Phase::Student, Phase::Heads],
             Update::Alternating => &[Phase::Student],
         };
-        for phase in phases {
-            for (batch, step) in &planned.batches[..micro_batches.len()] {
-                planned.step.run(b, *phase, step, share, batch, models, &self.teacher_params, &mut self.student, &mut self.heads);
+        let (teacher_params, student, heads) = (&self.teacher_params, &mut self.student, &mut self.heads);
+        b.replay(recording, || {
+            student.zero_gradients(b);
+            heads.zero_gradients(b);
+            plan.zero_statistics(b);
+            for phase in phases {
+                for (batch, step) in batches {
+                    plan.run(b, *phase, step, share, batch, models, teacher_params, student, heads);
+                }
+                let step = &batches[0].1;
+                if *phase != Phase::Heads {
+                    student.update(b, step);
+                }
+                if *phase != Phase::Student && adversarial {
+                    heads.update(b, step);
+                }
             }
-            let step = &planned.batches[0].1;
-            if *phase != Phase::Heads {
-                self.student.update(b, step);
-            }
-            if *phase != Phase::Student && adversarial {
-                self.heads.update(b, step);
-            }
-        }
+        });
         self.done += 1;
         self.last_shape = Some(shape);
         Ok(())
@@ -186,7 +194,7 @@ impl<B: Backend> Distiller<B> {
             let checkpointing = self.settings.activation_checkpointing;
             let models = (&self.student_model, &self.teacher_model, &self.heads_model);
             let step = LaddStep::new(b, &self.settings.ladd, models.0, models.1, models.2, shape, checkpointing)?;
-            self.plans.insert(shape, Planned { step, batches: Vec::new() });
+            self.plans.insert(shape, Planned { step, batches: Vec::new(), recordings: HashMap::new() });
         }
         if let Some(planned) = self.plans.get_mut(&shape) {
             while planned.batches.len() < micro_batches {

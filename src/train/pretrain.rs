@@ -44,6 +44,8 @@ pub struct Pretrainer<B: Backend> {
     context: B::Data,
     pooled: B::Data,
     step: B::Step,
+    /// The step, for devices that replay.
+    recording: B::Recording,
     acts: Activations<B>,
     room: Gradients<B>,
     done: u32,
@@ -75,6 +77,7 @@ impl<B: Backend> Pretrainer<B> {
             context: b.alloc_data(shape.batch * shape.text * config.context_dim)?,
             pooled: b.alloc_data(shape.batch * config.pooled_dim)?,
             step: b.alloc_step()?,
+            recording: B::Recording::default(),
             acts: model.activations(b, plan)?,
             room: model.gradients(b, &plan, false)?,
             settings,
@@ -116,24 +119,22 @@ impl<B: Backend> Pretrainer<B> {
         b.upload_data(&context, self.context.all_mut());
         b.upload_data(&pooled, self.pooled.all_mut());
 
-        b.timesteps(&self.step, stream::PRETRAIN_T, &self.settings.timesteps, self.t.all_mut());
-        let (noisy, target) = (self.x_t.all_mut(), Some(self.target.all_mut()));
-        b.flow_noise(&self.step, stream::PRETRAIN_NOISE, None, self.x0.all(), self.t.all(), noisy, target);
-        let inputs = Inputs {
-            batch: self.shape.batch,
-            latent: self.x_t.all(),
-            t: self.t.all(),
-            context: self.context.all(),
-            pooled: self.pooled.all(),
-        };
-        self.model.forward(b, &self.network.params, &inputs, &mut self.acts, Some(self.velocity.all_mut()));
-        b.fill(self.loss.all_mut(), 0.0);
-        b.mse(self.velocity.all(), self.target.all(), 1.0, 1.0, Some(self.d_velocity.all_mut()), self.loss.all_mut());
-        self.network.zero_gradients(b);
-        let (d_velocity, grads) = (Some(self.d_velocity.all()), Some(&mut self.network.grads));
-        let pass = Backward { batch: self.shape.batch, d_velocity, d_features: &[], grads, d_latent: None };
-        self.model.backward(b, &self.network.params, &inputs, &mut self.acts, &mut self.room, pass);
-        self.network.update(b, &self.step);
+        let Self { settings, model, network, shape, step, x0, x_t, target, velocity, d_velocity, t, loss, .. } = self;
+        let (context, pooled, acts, room) = (&self.context, &self.pooled, &mut self.acts, &mut self.room);
+        let batch = shape.batch;
+        b.replay(&mut self.recording, || {
+            b.timesteps(step, stream::PRETRAIN_T, &settings.timesteps, t.all_mut());
+            b.flow_noise(step, stream::PRETRAIN_NOISE, None, x0.all(), t.all(), x_t.all_mut(), Some(target.all_mut()));
+            let inputs = Inputs { batch, latent: x_t.all(), t: t.all(), context: context.all(), pooled: pooled.all() };
+            model.forward(b, &network.params, &inputs, acts, Some(velocity.all_mut()));
+            b.fill(loss.all_mut(), 0.0);
+            b.mse(velocity.all(), target.all(), 1.0, 1.0, Some(d_velocity.all_mut()), loss.all_mut());
+            network.zero_gradients(b);
+            let (d_velocity, grads) = (Some(d_velocity.all()), Some(&mut network.grads));
+            let pass = Backward { batch, d_velocity, d_features: &[], grads, d_latent: None };
+            model.backward(b, &network.params, &inputs, acts, room, pass);
+            network.update(b, step);
+        });
         self.done += 1;
     }
 

@@ -1,6 +1,8 @@
 //! Integration tests: one binary, generic over the backend, so that every device runs the same cases.
 
 mod abi;
+#[cfg(feature = "cuda")]
+mod built;
 mod catalogue;
 mod cli;
 mod determinism;

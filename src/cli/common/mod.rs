@@ -1,5 +1,6 @@
 //! What the commands share: global arguments, output, progress, interruption, networks, drawing and measuring.
 
+pub mod device;
 pub mod draw;
 pub mod interrupt;
 pub mod latents;
@@ -16,6 +17,7 @@ use crate::config::{Config, Flag, Sources};
 use crate::device::DeviceError;
 use crate::{Error, Result};
 
+pub use device::Device;
 pub use draw::Painter;
 pub use network::Loaded;
 pub use progress::Progress;
@@ -60,6 +62,9 @@ pub struct Globals {
     /// Worker threads; 0 means all cores.
     #[arg(long, global = true, value_name = "N")]
     pub threads: Option<usize>,
+    /// Where to compute: auto (the first usable GPU, else the processor), cpu, cuda, cuda:N [default: auto].
+    #[arg(long, global = true, value_name = "DEVICE")]
+    pub device: Option<String>,
     /// Say more; twice for even more.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
@@ -79,6 +84,7 @@ impl Globals {
     pub fn load(&self, flags: Vec<Option<Flag>>) -> Result<Config> {
         let mut flags: Vec<_> = flags.into_iter().flatten().collect();
         flags.extend(self.threads.map(|n| Flag { key: "threads", flag: "--threads", value: toml::Value::Integer(n as i64) }));
+        flags.extend(flag("device", "--device", self.device.as_deref()));
         let sources = Sources { preset: self.preset.as_deref(), file: self.config.as_deref(), flags: &flags, sets: &self.sets };
         let config = Config::load(&sources)?;
         start_threads(config.threads)?;

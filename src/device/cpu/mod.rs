@@ -128,6 +128,7 @@ impl<T: Real> Backend for Cpu<T> {
     type Data = Buffer<T>;
     type Stat = Buffer<T>;
     type Step = StepValues;
+    type Recording = ();
 
     fn name(&self) -> String {
         format!("cpu ({}, {} threads)", T::NAME, rayon::current_num_threads())
@@ -163,6 +164,10 @@ impl<T: Real> Backend for Cpu<T> {
 
     fn download_stat(&self, src: In<'_, T>) -> Result<Vec<f32>, DeviceError> {
         Ok(download(src))
+    }
+
+    fn replay(&self, (): &mut (), work: impl FnOnce()) {
+        work();
     }
 
     fn synchronize(&self) -> Result<(), DeviceError> {

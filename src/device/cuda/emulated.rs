@@ -4,7 +4,7 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::sync::Mutex;
 
-use super::driver::{Address, Driver, Epilogue, Element, Gemm, Grid, Kernel, Operand, Properties, Recorded, TensorMap, TensorSpec};
+use super::driver::{Address, Driver, Element, Epilogue, Gemm, Grid, Kernel, Operand, Properties, Recorded, TensorMap, TensorSpec};
 use crate::device::DeviceError;
 
 unsafe extern "C" {
@@ -43,12 +43,8 @@ pub struct Schedule {
 
 impl Schedule {
     /// One of each kind: some races show in only one of them.
-    pub const ALL: [Self; 4] = [
-        Self { seed: 0, late: false },
-        Self { seed: 0, late: true },
-        Self { seed: 5, late: false },
-        Self { seed: 6, late: true },
-    ];
+    pub const ALL: [Self; 4] =
+        [Self { seed: 0, late: false }, Self { seed: 0, late: true }, Self { seed: 5, late: false }, Self { seed: 6, late: true }];
 }
 
 /// The emulated driver.

@@ -7,11 +7,15 @@
 #[rustfmt::skip]
 #[allow(missing_docs, non_upper_case_globals, non_camel_case_types)]
 mod abi;
+#[cfg(feature = "cuda")]
+pub mod built;
 pub mod driver;
 #[cfg(feature = "emulator")]
 pub mod emulated;
 mod memory;
 mod ops;
+#[cfg(feature = "cuda")]
+pub mod real;
 
 use std::sync::{Arc, Mutex};
 
@@ -20,7 +24,7 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 
 use abi::StepParams;
-use driver::{Address, Driver, Gemm, Grid, Kernel, Properties, TensorMap, TensorSpec};
+use driver::{Address, Driver, Gemm, Grid, Kernel, Properties, Recorded, TensorMap, TensorSpec};
 pub use memory::Buffer;
 use memory::Located;
 use ops::{In, Out, StatIn, StatOut};
@@ -44,6 +48,18 @@ pub struct Cuda {
     scratch: Mutex<Scratch>,
 }
 
+/// A step on its way to being replayed: see [`Backend::replay`].
+#[derive(Debug, Default)]
+pub enum Recording {
+    /// Never run.
+    #[default]
+    Empty,
+    /// Run once.
+    Warm,
+    /// Recorded.
+    Ready(Box<dyn Recorded>),
+}
+
 /// Memory for intermediate results within one operation. Outgrown buffers are kept: a recording may still name them.
 #[derive(Debug, Default)]
 struct Scratch {
@@ -55,6 +71,15 @@ impl Cuda {
     /// The backend over a driver.
     pub fn new(driver: Arc<dyn Driver>) -> Self {
         Self { driver, failed: Mutex::default(), scratch: Mutex::default() }
+    }
+
+    /// The backend on a GPU of this machine.
+    ///
+    /// # Errors
+    /// Says what is missing: a driver, a device, one that is new enough, cuBLASLt.
+    #[cfg(feature = "cuda")]
+    pub fn open(ordinal: usize) -> Result<Self, DeviceError> {
+        Ok(Self::new(Arc::new(real::Real::open(ordinal)?)))
     }
 
     /// What the device can do.
@@ -153,6 +178,7 @@ impl Backend for Cuda {
     type Data = Buffer<bf16>;
     type Stat = Buffer<f32>;
     type Step = Buffer<StepParams>;
+    type Recording = Recording;
 
     fn name(&self) -> String {
         let Properties { name, capability: (major, minor), .. } = self.properties();
@@ -194,6 +220,33 @@ impl Backend for Cuda {
 
     fn download_stat(&self, src: StatIn<'_>) -> Result<Vec<f32>, DeviceError> {
         self.read(src.address(), src.len)
+    }
+
+    fn replay(&self, recording: &mut Recording, work: impl FnOnce()) {
+        match recording {
+            // The first time runs as it is: scratch memory grows to its size, algorithms are chosen.
+            Recording::Empty => {
+                work();
+                *recording = Recording::Warm;
+            }
+            Recording::Warm => {
+                if self.check().is_err() || self.note(self.driver.begin_recording()).is_none() {
+                    return;
+                }
+                work();
+                if let Some(recorded) = self.note(self.driver.end_recording())
+                    && self.check().is_ok()
+                {
+                    self.note(self.driver.replay(&*recorded));
+                    *recording = Recording::Ready(recorded);
+                }
+            }
+            Recording::Ready(recorded) => {
+                if self.check().is_ok() {
+                    self.note(self.driver.replay(&**recorded));
+                }
+            }
+        }
     }
 
     fn synchronize(&self) -> Result<(), DeviceError> {
@@ -253,27 +306,82 @@ impl Backend for Cuda {
         ops::activation::leaky_relu_backward(self, x, dy, dx);
     }
 
-    fn qk_norm(&self, params: &Buffer<bf16>, shape: &QkNormShape, qkv: In<'_>, q: &mut Buffer<bf16>, k: &mut Buffer<bf16>, v: &mut Buffer<bf16>, rstd: &mut Buffer<f32>) {
+    fn qk_norm(
+        &self,
+        params: &Buffer<bf16>,
+        shape: &QkNormShape,
+        qkv: In<'_>,
+        q: &mut Buffer<bf16>,
+        k: &mut Buffer<bf16>,
+        v: &mut Buffer<bf16>,
+        rstd: &mut Buffer<f32>,
+    ) {
         ops::qk_norm::qk_norm(self, params, shape, qkv, q, k, v, rstd);
     }
 
-    fn qk_norm_backward(&self, params: &Buffer<bf16>, grads: Option<&mut Buffer<f32>>, shape: &QkNormShape, queries: bool, qkv: In<'_>, rstd: &Buffer<f32>, d_joint: [&Buffer<bf16>; 3], d_qkv: Out<'_>) {
+    fn qk_norm_backward(
+        &self,
+        params: &Buffer<bf16>,
+        grads: Option<&mut Buffer<f32>>,
+        shape: &QkNormShape,
+        queries: bool,
+        qkv: In<'_>,
+        rstd: &Buffer<f32>,
+        d_joint: [&Buffer<bf16>; 3],
+        d_qkv: Out<'_>,
+    ) {
         ops::qk_norm::qk_norm_backward(self, params, grads, shape, queries, qkv, rstd, d_joint, d_qkv);
     }
 
-    fn attention(&self, shape: &AttentionShape, qkv: [&Buffer<bf16>; 3], out_image: &mut Buffer<bf16>, out_text: Option<&mut Buffer<bf16>>, lse: &mut Buffer<f32>) {
+    fn attention(
+        &self,
+        shape: &AttentionShape,
+        qkv: [&Buffer<bf16>; 3],
+        out_image: &mut Buffer<bf16>,
+        out_text: Option<&mut Buffer<bf16>>,
+        lse: &mut Buffer<f32>,
+    ) {
         ops::attention::attention(self, shape, qkv, out_image, out_text, lse);
     }
 
-    fn attention_backward(&self, shape: &AttentionShape, qkv: [&Buffer<bf16>; 3], out: [Option<&Buffer<bf16>>; 2], lse: &Buffer<f32>, d_out: [Option<&Buffer<bf16>>; 2], d_qkv: [&mut Buffer<bf16>; 3]) {
+    fn attention_backward(
+        &self,
+        shape: &AttentionShape,
+        qkv: [&Buffer<bf16>; 3],
+        out: [Option<&Buffer<bf16>>; 2],
+        lse: &Buffer<f32>,
+        d_out: [Option<&Buffer<bf16>>; 2],
+        d_qkv: [&mut Buffer<bf16>; 3],
+    ) {
         ops::attention::attention_backward(self, shape, qkv, out, lse, d_out, d_qkv);
     }
 
-    fn adaln(&self, shape: &AdalnShape, x: In<'_>, branches: &[Branch<'_, Cuda>], table: Option<In<'_>>, x_out: Option<Out<'_>>, norms: &mut [NormOut<'_, Cuda>], stats: Option<&mut Buffer<f32>>) {
+    fn adaln(
+        &self,
+        shape: &AdalnShape,
+        x: In<'_>,
+        branches: &[Branch<'_, Cuda>],
+        table: Option<In<'_>>,
+        x_out: Option<Out<'_>>,
+        norms: &mut [NormOut<'_, Cuda>],
+        stats: Option<&mut Buffer<f32>>,
+    ) {
         ops::adaln::adaln(self, shape, x, branches, table, x_out, norms, stats);
     }
 
-    fn adaln_backward(&self, shape: &AdalnShape, x_out: In<'_>, stats: Option<&Buffer<f32>>, table: Option<In<'_>>, dx: Out<'_>, accumulate: bool, extra: Option<In<'_>>, norms: &[NormGrad<'_, Cuda>], branches: &mut [BranchGrad<'_, Cuda>], d_table: Option<&mut Buffer<bf16>>) {
+    fn adaln_backward(
+        &self,
+        shape: &AdalnShape,
+        x_out: In<'_>,
+        stats: Option<&Buffer<f32>>,
+        table: Option<In<'_>>,
+        dx: Out<'_>,
+        accumulate: bool,
+        extra: Option<In<'_>>,
+        norms: &[NormGrad<'_, Cuda>],
+        branches: &mut [BranchGrad<'_, Cuda>],
+        d_table: Option<&mut Buffer<bf16>>,
+    ) {
         ops::adaln::adaln_backward(self, shape, x_out, stats, table, dx, accumulate, extra, norms, branches, d_table);
     }
 
@@ -301,15 +409,41 @@ impl Backend for Cuda {
         ops::flow_noise::normal(self, step, stream, numel, out);
     }
 
-    fn flow_noise(&self, step: &Buffer<StepParams>, stream: Stream, perturb: Option<(Stream, f32)>, x0: StatIn<'_>, t: StatIn<'_>, x_t: StatOut<'_>, velocity: Option<StatOut<'_>>) {
+    fn flow_noise(
+        &self,
+        step: &Buffer<StepParams>,
+        stream: Stream,
+        perturb: Option<(Stream, f32)>,
+        x0: StatIn<'_>,
+        t: StatIn<'_>,
+        x_t: StatOut<'_>,
+        velocity: Option<StatOut<'_>>,
+    ) {
         ops::flow_noise::flow_noise(self, step, stream, perturb, x0, t, x_t, velocity);
     }
 
-    fn predict_x0_renoise(&self, step: &Buffer<StepParams>, stream: Stream, x_t: StatIn<'_>, velocity: StatIn<'_>, t: StatIn<'_>, t_hat: StatIn<'_>, x0_hat: StatOut<'_>, renoised: StatOut<'_>) {
+    fn predict_x0_renoise(
+        &self,
+        step: &Buffer<StepParams>,
+        stream: Stream,
+        x_t: StatIn<'_>,
+        velocity: StatIn<'_>,
+        t: StatIn<'_>,
+        t_hat: StatIn<'_>,
+        x0_hat: StatOut<'_>,
+        renoised: StatOut<'_>,
+    ) {
         ops::flow_noise::predict_x0_renoise(self, step, stream, x_t, velocity, t, t_hat, x0_hat, renoised);
     }
 
-    fn predict_x0_renoise_backward(&self, t: StatIn<'_>, t_hat: StatIn<'_>, d_renoised: Option<StatIn<'_>>, d_x0_hat: Option<StatIn<'_>>, d_velocity: StatOut<'_>) {
+    fn predict_x0_renoise_backward(
+        &self,
+        t: StatIn<'_>,
+        t_hat: StatIn<'_>,
+        d_renoised: Option<StatIn<'_>>,
+        d_x0_hat: Option<StatIn<'_>>,
+        d_velocity: StatOut<'_>,
+    ) {
         ops::flow_noise::predict_x0_renoise_backward(self, t, t_hat, d_renoised, d_x0_hat, d_velocity);
     }
 
@@ -321,7 +455,14 @@ impl Backend for Cuda {
         ops::hinge::mse(self, a, b, share, weight, d_a, loss);
     }
 
-    fn hinge(&self, shape: &HingeShape, logits: StatIn<'_>, d_logits_d: Option<StatOut<'_>>, d_logits_g: Option<StatOut<'_>>, stats: StatOut<'_>) {
+    fn hinge(
+        &self,
+        shape: &HingeShape,
+        logits: StatIn<'_>,
+        d_logits_d: Option<StatOut<'_>>,
+        d_logits_g: Option<StatOut<'_>>,
+        stats: StatOut<'_>,
+    ) {
         ops::hinge::hinge(self, shape, logits, d_logits_d, d_logits_g, stats);
     }
 
@@ -341,7 +482,16 @@ impl Backend for Cuda {
         ops::head_conv::head_logits(self, params, shape, h, cm, logits);
     }
 
-    fn head_logits_backward(&self, params: &Buffer<bf16>, shape: &HeadLogitsShape, h: In<'_>, cm: In<'_>, d_logits: StatIn<'_>, dh: Out<'_>, grads: Option<(&mut Buffer<f32>, Out<'_>)>) {
+    fn head_logits_backward(
+        &self,
+        params: &Buffer<bf16>,
+        shape: &HeadLogitsShape,
+        h: In<'_>,
+        cm: In<'_>,
+        d_logits: StatIn<'_>,
+        dh: Out<'_>,
+        grads: Option<(&mut Buffer<f32>, Out<'_>)>,
+    ) {
         ops::head_conv::head_logits_backward(self, params, shape, h, cm, d_logits, dh, grads);
     }
 

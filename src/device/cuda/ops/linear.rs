@@ -4,10 +4,10 @@
 use half::bf16;
 
 use super::{In, Out, StatIn, StatOut, aligned, kernel_of_width};
+use crate::device::cuda::Cuda;
 use crate::device::cuda::abi::StepParams;
 use crate::device::cuda::driver::Kernel;
 use crate::device::cuda::memory::{Buffer, Located, address_or_null};
-use crate::device::cuda::Cuda;
 use crate::device::*;
 use crate::flow::TimestepDistribution;
 
@@ -26,7 +26,15 @@ pub fn linear_backward_input(cuda: &Cuda, params: &Buffer<bf16>, layer: &Linear,
     unimplemented!()
 }
 
-pub fn linear_backward_input_gelu(cuda: &Cuda, params: &Buffer<bf16>, layer: &Linear, rows: usize, dy: In<'_>, pre: In<'_>, d_pre: Out<'_>) {
+pub fn linear_backward_input_gelu(
+    cuda: &Cuda,
+    params: &Buffer<bf16>,
+    layer: &Linear,
+    rows: usize,
+    dy: In<'_>,
+    pre: In<'_>,
+    d_pre: Out<'_>,
+) {
     let _ = (cuda, params, layer, rows, dy, pre, d_pre);
     unimplemented!()
 }
