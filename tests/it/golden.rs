@@ -35,6 +35,22 @@ impl Tolerance {
             Self::Bf16 => 4e-3,
         }
     }
+
+    /// Largest relative L2 error of a result kept in fp32 (f64), computed from inputs that the backend holds exactly.
+    pub fn of_sums(self) -> f64 {
+        match self {
+            Self::Bf16 => Self::F32.relative(),
+            other => other.relative(),
+        }
+    }
+
+    /// The values as the backend holds them in its compute type.
+    pub fn rounded(self, mut values: Vec<f32>) -> Vec<f32> {
+        if self == Self::Bf16 {
+            values.iter_mut().for_each(|v| *v = half::bf16::from_f32(*v).to_f32());
+        }
+        values
+    }
 }
 
 /// A tensor of a golden file, widened to a common type.
