@@ -36,20 +36,18 @@ impl Tolerance {
         }
     }
 
-    /// Largest relative L2 error of a result kept in fp32 (f64), computed from inputs that the backend holds exactly.
-    pub fn of_sums(self) -> f64 {
-        match self {
-            Self::Bf16 => Self::F32.relative(),
-            other => other.relative(),
-        }
+    /// The bound for an fp32 result of fp32 values (times, noise, losses, moments), or of values that the compute type
+    /// holds exactly: no rounding to bf16 plays a part in it.
+    pub fn of_stat(self) -> Self {
+        if self == Self::Bf16 { Self::F32 } else { self }
     }
 
-    /// The values as the backend holds them in its compute type.
-    pub fn rounded(self, mut values: Vec<f32>) -> Vec<f32> {
-        if self == Self::Bf16 {
-            values.iter_mut().for_each(|v| *v = half::bf16::from_f32(*v).to_f32());
+    /// `values` as the backend's compute type holds them.
+    pub fn held(self, values: &[f32]) -> Vec<f32> {
+        match self {
+            Self::F32 | Self::F64 => values.to_vec(),
+            Self::Bf16 => values.iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect(),
         }
-        values
     }
 }
 

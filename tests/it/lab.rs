@@ -127,6 +127,19 @@ impl Arena {
     }
 }
 
+/// `values` behind `offset` elements that nobody may touch: a tensor that does not begin where its buffer does.
+pub fn behind(offset: usize, values: &[f32]) -> Vec<f32> {
+    let mut all = vec![f32::NAN; offset];
+    all.extend_from_slice(values);
+    all
+}
+
+/// What lies behind the first `offset` elements, which must be untouched.
+pub fn from(offset: usize, all: &[f32]) -> Vec<f32> {
+    assert!(all[..offset].iter().all(|v| v.is_nan()), "something was written before the beginning, at {offset}");
+    all[offset..].to_vec()
+}
+
 /// Fails unless both hold the same bits.
 pub fn same_bits(what: &str, a: &[f32], b: &[f32]) {
     assert_eq!(a.len(), b.len(), "{what}: length");

@@ -1,12 +1,14 @@
 //! Global norm and AdamW.
 
+use ladd_fast::device::cpu::Cpu;
 use ladd_fast::device::{ADAMW_COUNTERS, AdamwShape, AdamwState, Backend, StepValues, Storage};
+use ladd_fast::flow::philox::fill_normals;
 
 use super::on_every_backend;
 use crate::golden::{Golden, Tolerance, cases, close};
 use crate::lab::{Lab, same_bits};
 
-on_every_backend!(adamw, global_norm, without_average);
+on_every_backend!(adamw, global_norm, norm_of_any_length, without_average, arenas_of_any_length);
 
 /// Optimizer state in buffers without spare elements: the whole arena is updated.
 struct Arenas<B: Backend> {
@@ -72,6 +74,8 @@ fn adamw<B: Backend>(b: &B, tolerance: Tolerance) {
     for case in cases("adamw") {
         let mut arenas = Arenas::new(b, &case.input("param"));
         let (shape, step) = (shape(&case), step(b, case.number("lr")));
+        // All but the rounded weights is fp32 everywhere.
+        let (of_data, tolerance) = (tolerance, tolerance.of_stat());
         for i in 0..case.size("steps") {
             let gradient = stat(b, &case.input(&format!("gradient{i}")));
             let mut norm = stat(b, &[f32::NAN]);
@@ -83,7 +87,7 @@ fn adamw<B: Backend>(b: &B, tolerance: Tolerance) {
             case.compare(&format!("out.m{i}"), &m, tolerance);
             case.compare(&format!("out.v{i}"), &v, tolerance);
             case.compare(&format!("out.ema{i}"), &ema, tolerance);
-            close("weights in the compute type", &b.download_data(arenas.params.all()).unwrap(), &param, tolerance.relative());
+            same_bits("weights in the compute type", &b.download_data(arenas.params.all()).unwrap(), &of_data.held(&param));
             assert_eq!(counters, [i as f32 + 1.0, 0.0]);
         }
         not_finite(b, &case, &shape, &step, &mut arenas);
@@ -93,6 +97,7 @@ fn adamw<B: Backend>(b: &B, tolerance: Tolerance) {
 /// A gradient that is not finite is counted and changes nothing else; the next one continues as if it had not been.
 fn not_finite<B: Backend>(b: &B, case: &Golden, shape: &AdamwShape, step: &B::Step, arenas: &mut Arenas<B>) {
     let before = arenas.read(b);
+    let weights = b.download_data(arenas.params.all()).unwrap();
     for (skipped, bad) in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].into_iter().enumerate() {
         let mut gradient = case.input("gradient0");
         gradient[17] = bad;
@@ -102,6 +107,7 @@ fn not_finite<B: Backend>(b: &B, case: &Golden, shape: &AdamwShape, step: &B::St
         b.adamw(step, shape, &gradient, &norm, arenas.state(true));
         let after = arenas.read(b);
         before[..4].iter().zip(&after[..4]).for_each(|(before, after)| same_bits("skipped update", after, before));
+        same_bits("skipped update", &b.download_data(arenas.params.all()).unwrap(), &weights);
         assert_eq!(after[4], [before[4][0], skipped as f32 + 1.0], "counters after {bad}");
     }
 }
@@ -129,6 +135,73 @@ fn global_norm<B: Backend>(b: &B, tolerance: Tolerance) {
         let gradient = stat(b, &case.input("x"));
         let mut norm = lab.blank_stat(1);
         b.global_norm(&gradient, &mut norm);
-        case.compare("out.norm", &lab.read_stat(&norm, 1), tolerance);
+        case.compare("out.norm", &lab.read_stat(&norm, 1), tolerance.of_stat());
+    }
+}
+
+/// One value, a last block that is not full, more values than all blocks hold at once; squares beyond the range of fp32.
+fn norm_of_any_length<B: Backend>(b: &B, tolerance: Tolerance) {
+    let lab = Lab::new(b);
+    for (n, scale) in [(1, 1.0), (1023, 1e-3), (4097, 1e25), (4097, 1e-25), (1_500_003, 1.0)] {
+        let mut gradient = vec![0.0; n];
+        fill_normals(2, 0, 1, 0, &mut gradient);
+        gradient.iter_mut().for_each(|g| *g *= scale);
+        let expected = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt() as f32;
+        let mut norm = lab.blank_stat(1);
+        b.global_norm(&stat(b, &gradient), &mut norm);
+        close(&format!("norm of {n}"), &lab.read_stat(&norm, 1), &[expected], tolerance.of_stat().relative());
+    }
+}
+
+/// Three updates of an arena, the second not finite, with and without clipping and average.
+fn three_updates<B: Backend>(b: &B, n: usize, clip: f64, averaged: bool) -> (Vec<f32>, [Vec<f32>; 5]) {
+    let draw = |stream: u32| {
+        let mut values = vec![0.0; n];
+        fill_normals(4, 0, stream, 0, &mut values);
+        values
+    };
+    let mut arenas = Arenas::new(b, &draw(1));
+    let step = step(b, 3e-4);
+    let shape = AdamwShape {
+        lr_index: 1,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.1,
+        clip,
+        ema_decay: if averaged { 0.99 } else { 0.0 },
+    };
+    for i in 0..3 {
+        let mut gradient = draw(2 + i);
+        if i == 1 {
+            gradient[n - 1] = f32::INFINITY;
+        }
+        let gradient = stat(b, &gradient);
+        let mut norm = stat(b, &[f32::NAN]);
+        b.global_norm(&gradient, &mut norm);
+        b.adamw(&step, &shape, &gradient, &norm, arenas.state(averaged));
+    }
+    (b.download_data(arenas.params.all()).unwrap(), arenas.read(b))
+}
+
+/// Lengths that are no multiple of a 16-byte access or a block, against the CPU: it computes each value in f32 by a fixed
+/// sequence of operations, each rounded by itself, and CUDA follows it to the bit.
+fn arenas_of_any_length<B: Backend>(b: &B, tolerance: Tolerance) {
+    for (n, clip, averaged) in
+        [(1, 1e9, true), (7, 1.0, true), (8, 1.0, false), (1003, 1e9, false), (70_005, 1.0, true), (32_768, 1e9, true)]
+    {
+        let (weights, state) = three_updates(b, n, clip, averaged);
+        let (_, expected) = three_updates(&Cpu::<f32>::new(), n, clip, averaged);
+        assert_eq!(state[4], [2.0, 1.0], "counters");
+        for (what, got, expected) in (0..4).map(|i| (["weights", "m", "v", "average"][i], &state[i], &expected[i])) {
+            match tolerance {
+                // Against f64, f32 is what is inexact.
+                Tolerance::F64 => {
+                    close(what, got, expected, Tolerance::F32.relative());
+                }
+                Tolerance::F32 | Tolerance::Bf16 => same_bits(&format!("{what} of {n}"), got, expected),
+            }
+        }
+        same_bits("weights in the compute type", &weights, &tolerance.held(&state[0]));
     }
 }

@@ -1,13 +1,14 @@
 //! Noising, prediction of `x0`, renoising, and a sampler's Euler step.
 
+use ladd_fast::device::cpu::Cpu;
 use ladd_fast::device::{Backend, StepValues, Storage};
 use ladd_fast::flow::philox::fill_normals;
 
 use super::on_every_backend;
 use crate::golden::{Golden, Tolerance, cases, close};
-use crate::lab::{Lab, same_bits};
+use crate::lab::{Lab, behind, from, same_bits};
 
-on_every_backend!(flow_noise, perturbed, predict_x0_renoise, euler_cfg);
+on_every_backend!(flow_noise, perturbed, predict_x0_renoise, euler_cfg, every_shape_as_on_the_cpu);
 
 fn step<B: Backend>(b: &B, case: &Golden, skipped: usize) -> B::Step {
     let mut step = b.alloc_step().unwrap();
@@ -17,7 +18,8 @@ fn step<B: Backend>(b: &B, case: &Golden, skipped: usize) -> B::Step {
 }
 
 fn flow_noise<B: Backend>(b: &B, tolerance: Tolerance) {
-    let lab = Lab::new(b);
+    // Latents, velocities and times are fp32 everywhere.
+    let (lab, tolerance) = (Lab::new(b), tolerance.of_stat());
     for case in cases("flow_noise") {
         let (x0, t, stream) = (case.input("x0"), case.input("t"), case.size("stream") as u32);
         let (n, batch) = (x0.len(), t.len());
@@ -42,7 +44,8 @@ fn flow_noise<B: Backend>(b: &B, tolerance: Tolerance) {
 /// With a perturbation, `x0 + sigma n` takes the place of `x0`; its noise is of another stream, and a sample is longer
 /// than one task.
 fn perturbed<B: Backend>(b: &B, tolerance: Tolerance) {
-    let lab = Lab::new(b);
+    // Latents, velocities and times are fp32 everywhere.
+    let (lab, tolerance) = (Lab::new(b), tolerance.of_stat());
     let (batch, numel, sigma) = (2, 8192 + 300, 0.125);
     let n = batch * numel;
     let draw = |stream: u32, first: u64| {
@@ -67,7 +70,8 @@ fn perturbed<B: Backend>(b: &B, tolerance: Tolerance) {
 }
 
 fn predict_x0_renoise<B: Backend>(b: &B, tolerance: Tolerance) {
-    let lab = Lab::new(b);
+    // Latents, velocities and times are fp32 everywhere.
+    let (lab, tolerance) = (Lab::new(b), tolerance.of_stat());
     for case in cases("predict_x0_renoise") {
         let inputs = ["x_t", "velocity", "x0", "d_renoised"].map(|name| case.input(name));
         let [x_t, velocity, x0, d_renoised] = inputs.each_ref().map(|values| lab.stat(values));
@@ -104,7 +108,8 @@ fn predict_x0_renoise<B: Backend>(b: &B, tolerance: Tolerance) {
 }
 
 fn euler_cfg<B: Backend>(b: &B, tolerance: Tolerance) {
-    let lab = Lab::new(b);
+    // Latents, velocities and times are fp32 everywhere.
+    let (lab, tolerance) = (Lab::new(b), tolerance.of_stat());
     for case in cases("euler_cfg") {
         let [x, velocity, negative] = ["x", "velocity", "velocity_negative"].map(|name| case.input(name));
         let (n, guidance) = (x.len(), case.number("scale") as f32);
@@ -120,5 +125,73 @@ fn euler_cfg<B: Backend>(b: &B, tolerance: Tolerance) {
         let mut plain = lab.stat(&vec![0.0; n]);
         b.euler_cfg(plain.part_mut(0..n), v.part(0..n), None, guidance, 1.0);
         same_bits("unguided", &lab.read_stat(&plain, n), &velocity);
+    }
+}
+
+/// Runs every operation of the flow on samples that begin `offset` values into their buffers; returns all results.
+fn all_operations<B: Backend>(b: &B, batch: usize, numel: usize, offset: usize) -> Vec<(&'static str, Vec<f32>)> {
+    let lab = Lab::new(b);
+    let n = batch * numel;
+    let input = |stream: u32| {
+        let mut values = vec![0.0; n];
+        fill_normals(21, 0, stream, 0, &mut values);
+        lab.stat(&behind(offset, &values))
+    };
+    let [x0, velocity, d_renoised, d_x0_hat] = [1, 2, 3, 4].map(input);
+    let whole = offset..offset + n;
+    let blank = || lab.stat(&behind(offset, &vec![f32::NAN; n]));
+    let times = |phase: f32| -> Vec<f32> { (0..batch).map(|i| (i as f32 * 0.37 + phase).fract()).collect() };
+    let (t, t_hat) = (lab.stat(&times(0.61)), lab.stat(&times(0.13)));
+    let (t, t_hat) = (t.part(0..batch), t_hat.part(0..batch));
+    let mut step = b.alloc_step().unwrap();
+    b.upload_step(&StepValues { seed: 77, step: 8, first_sample: 3, lr: [0.0; 2] }, &mut step);
+    let mut results = Vec::new();
+    let mut keep = |what, buffer: &B::Stat| results.push((what, from(offset, &lab.read_stat(buffer, offset + n))));
+
+    for (what, perturb) in [("x_t", None), ("perturbed x_t", Some((6, 0.03)))] {
+        let (mut x_t, mut target, mut alone) = (blank(), blank(), blank());
+        let views = (x0.part(whole.clone()), x_t.part_mut(whole.clone()), target.part_mut(whole.clone()));
+        b.flow_noise(&step, 5, perturb, views.0, t, views.1, Some(views.2));
+        b.flow_noise(&step, 5, perturb, x0.part(whole.clone()), t, alone.part_mut(whole.clone()), None);
+        keep(what, &x_t);
+        keep(what, &alone);
+        keep("velocity", &target);
+    }
+    let (mut x0_hat, mut renoised) = (blank(), blank());
+    let views = (x0.part(whole.clone()), velocity.part(whole.clone()));
+    let out = (x0_hat.part_mut(whole.clone()), renoised.part_mut(whole.clone()));
+    b.predict_x0_renoise(&step, 4, views.0, views.1, t, t_hat, out.0, out.1);
+    keep("x0_hat", &x0_hat);
+    keep("renoised", &renoised);
+    let upstream = [Some(d_renoised.part(whole.clone())), Some(d_x0_hat.part(whole.clone()))];
+    for [first, second] in [upstream, [upstream[0], None], [None, upstream[1]], [None, None]] {
+        let mut d_velocity = blank();
+        b.predict_x0_renoise_backward(t, t_hat, first, second, d_velocity.part_mut(whole.clone()));
+        keep("d_velocity", &d_velocity);
+    }
+    for unconditional in [Some(d_renoised.part(whole.clone())), None] {
+        let mut x = input(9);
+        b.euler_cfg(x.part_mut(whole.clone()), velocity.part(whole.clone()), unconditional, 4.5, -0.125);
+        keep("euler", &x);
+    }
+    results
+}
+
+/// The CPU computes each value in f32 by a fixed sequence of operations, each rounded by itself. CUDA follows it to the
+/// bit, with and without 16-byte accesses, whatever part of a Philox block a sample begins with.
+fn every_shape_as_on_the_cpu<B: Backend>(b: &B, tolerance: Tolerance) {
+    let shapes = [(1, 1, 0), (1, 4096, 0), (3, 1028, 0), (3, 1028, 1), (3, 1028, 4), (2, 8495, 0), (3, 7, 2), (70, 64, 0), (2, 40_000, 0)];
+    for (batch, numel, offset) in shapes {
+        let expected = all_operations(&Cpu::<f32>::new(), batch, numel, offset);
+        for ((what, got), (_, expected)) in all_operations(b, batch, numel, offset).iter().zip(&expected) {
+            let what = format!("{what} of {batch} x {numel} at {offset}");
+            match tolerance {
+                // Against f64, f32 is what is inexact.
+                Tolerance::F64 => {
+                    close(&what, got, expected, Tolerance::F32.relative());
+                }
+                Tolerance::F32 | Tolerance::Bf16 => same_bits(&what, got, expected),
+            }
+        }
     }
 }

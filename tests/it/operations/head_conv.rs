@@ -153,12 +153,12 @@ fn compare_with_plain<B: Backend>(b: &B, tolerance: Tolerance, memory: Memory, s
     for &(batch, rows, columns, cin, cout) in sizes {
         let tokens = batch * rows * columns;
         let [weight, bias, x, d_y] = [(1, cout * 9 * cin), (2, cout), (3, tokens * cin), (4, tokens * cout)]
-            .map(|(stream, len)| tolerance.rounded(normals(stream, len)));
+            .map(|(stream, len)| tolerance.held(&normals(stream, len)));
         let mut arena = Arena::default();
         let linear = memory.linear(&mut arena, &weight, &bias);
         let shape = ConvShape { linear, batch, rows, columns };
         let conv = Conv { memory, arena, shape, x, d_y, weight, bias };
-        let bounds = [tolerance.relative(), tolerance.relative(), tolerance.of_sums(), tolerance.of_sums()];
+        let bounds = [tolerance.relative(), tolerance.relative(), tolerance.of_stat().relative(), tolerance.of_stat().relative()];
         let results = run(&lab, &conv, tolerance).into_iter().zip(plain(&conv)).zip(bounds);
         for (name, ((got, expected), bound)) in ["y", "dx", "dweight", "dbias"].into_iter().zip(results) {
             close(&format!("{name} of {batch}x{rows}x{columns}, {cin} to {cout}"), &got, &expected, bound);
@@ -233,7 +233,7 @@ fn head_logits_of_all_sizes<B: Backend>(b: &B, tolerance: Tolerance) {
         for memory in [Memory::Aligned, Memory::Odd] {
             let tokens = batch * positions;
             let [weight, bias, h, cm] =
-                [(1, width), (2, 1), (3, tokens * width), (4, batch * width)].map(|(stream, len)| tolerance.rounded(normals(stream, len)));
+                [(1, width), (2, 1), (3, tokens * width), (4, batch * width)].map(|(stream, len)| tolerance.held(&normals(stream, len)));
             let mut arena = Arena::default();
             let linear = memory.linear(&mut arena, &weight, &bias);
             let shape = HeadLogitsShape { linear, batch, positions };
@@ -241,7 +241,7 @@ fn head_logits_of_all_sizes<B: Backend>(b: &B, tolerance: Tolerance) {
             let expected = run_logits(&Lab::new(&Cpu::<f64>::new()), &operands);
             let got = run_logits(&Lab::new(b), &operands);
             let again = run_logits(&Lab::new(b), &operands);
-            let (data, sums) = (tolerance.relative(), tolerance.of_sums());
+            let (data, sums) = (tolerance.relative(), tolerance.of_stat().relative());
             let bounds = [("logits", sums), ("dh", data), ("dcm", data), ("dweight", sums), ("dbias", sums)];
             for (i, (name, bound)) in bounds.into_iter().enumerate() {
                 let what = format!("{name} of {batch}x{positions}, {width} channels, {memory:?}");

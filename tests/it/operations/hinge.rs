@@ -1,13 +1,15 @@
 //! The adversarial losses with their gradients and statistics, and the mean squared error.
 
+use ladd_fast::device::cpu::Cpu;
 use ladd_fast::device::{Backend, Groups, HINGE_STATS, HingeShape, HingeStat, Storage};
+use ladd_fast::flow::philox::fill_normals;
 use ladd_fast::ladd::AdversarialLoss;
 
 use super::on_every_backend;
 use crate::golden::{Golden, Tolerance, cases, close};
-use crate::lab::{Lab, same_bits};
+use crate::lab::{Lab, behind, from, same_bits};
 
-on_every_backend!(hinge, only_fakes, mse);
+on_every_backend!(hinge, only_fakes, every_shape, mse, mse_of_any_length);
 
 fn shape(case: &Golden) -> HingeShape {
     let groups: Vec<&str> = case.config["groups"].as_array().unwrap().iter().map(|g| g.as_str().unwrap()).collect();
@@ -55,7 +57,8 @@ fn mean(values: &[f32]) -> f32 {
 }
 
 fn hinge<B: Backend>(b: &B, tolerance: Tolerance) {
-    let lab = Lab::new(b);
+    // Logits and losses are fp32 everywhere.
+    let (lab, tolerance) = (Lab::new(b), tolerance.of_stat());
     for case in cases("hinge") {
         let (shape, logits) = (shape(&case), case.input("logits"));
         let got = run(&lab, &shape, &logits);
@@ -102,7 +105,8 @@ fn shares_and_weights<B: Backend>(lab: &Lab<'_, B>, shape: &HingeShape, logits: 
 
 /// The student's phase of alternating updates sees one group.
 fn only_fakes<B: Backend>(b: &B, tolerance: Tolerance) {
-    let lab = Lab::new(b);
+    // Logits and losses are fp32 everywhere.
+    let (lab, tolerance) = (Lab::new(b), tolerance.of_stat());
     for name in ["hinge_2", "non_saturating_2"] {
         let case = Golden::open(name);
         let both = shape(&case);
@@ -125,8 +129,84 @@ fn only_fakes<B: Backend>(b: &B, tolerance: Tolerance) {
     }
 }
 
-fn mse<B: Backend>(b: &B, tolerance: Tolerance) {
+/// Everything `hinge` computes, with logits and gradients that begin `offset` values into their buffers.
+fn all_results<B: Backend>(b: &B, shape: &HingeShape, logits: &[f32], offset: usize) -> Results {
     let lab = Lab::new(b);
+    let per_group = shape.heads * shape.batch * shape.positions;
+    let [all, fakes] = [shape.groups.count() * per_group, per_group].map(|n| offset..offset + n);
+    let blank = |n: usize| lab.stat(&behind(offset, &vec![f32::NAN; n]));
+    let (mut d_d, mut d_g, input) = (blank(all.len()), blank(fakes.len()), lab.stat(&behind(offset, logits)));
+    let mut stats = lab.stat(&vec![0.0; shape.heads * HINGE_STATS]);
+    let gradients = (Some(d_d.part_mut(all.clone())), Some(d_g.part_mut(fakes.clone())));
+    b.hinge(shape, input.part(all.clone()), gradients.0, gradients.1, stats.part_mut(0..shape.heads * HINGE_STATS));
+    let read = |buffer: &B::Stat, end: usize| from(offset, &lab.read_stat(buffer, end));
+    Results { d_d: read(&d_d, all.end), d_g: read(&d_g, fakes.end), stats: lab.read_stat(&stats, shape.heads * HINGE_STATS) }
+}
+
+/// All groups and both losses at sizes of one and several blocks, with and without 16-byte accesses, for logits from the
+/// kink of the hinge to where an exponential overflows, against the f64 backend.
+fn every_shape<B: Backend>(b: &B, tolerance: Tolerance) {
+    let tolerance = tolerance.of_stat();
+    let sizes = [(1, 1, 1), (3, 3, 1000), (2, 3, 777), (38, 1, 64), (2, 2, 4096)];
+    let choices = [(false, false, false), (true, false, false), (true, true, false), (true, false, true), (true, true, true)];
+    for (((heads, batch, positions), (real, mismatch, perturbed)), loss) in sizes
+        .into_iter()
+        .flat_map(|size| choices.map(|choice| (size, choice)))
+        .flat_map(|case| [(case, AdversarialLoss::Hinge), (case, AdversarialLoss::NonSaturating)])
+    {
+        let groups = Groups { real, mismatch, perturbed };
+        let weights = (0.5, 20.0, 0.75, 0.3);
+        let (mismatch_weight, r1_weight, generator_weight, share) = weights;
+        let shape = HingeShape { loss, heads, groups, batch, positions, mismatch_weight, r1_weight, generator_weight, share };
+        let mut logits = vec![0.0; heads * groups.count() * batch * positions];
+        fill_normals(3, 0, 12, 0, &mut logits);
+        // Sums of many signs would cancel to anything: the mean of each head is kept away from zero.
+        logits.iter_mut().for_each(|l| *l = 2.0 * *l + 0.75);
+        for (i, special) in [-1.0, 1.0, 0.0, -95.0, 95.0].into_iter().enumerate() {
+            logits.iter_mut().skip(i).step_by(97).for_each(|l| *l = special);
+        }
+        let expected = all_results(&Cpu::<f64>::new(), &shape, &logits, 0);
+        for offset in [0, 1, 4] {
+            let got = all_results(b, &shape, &logits, offset);
+            let what = format!("{shape:?} at {offset}");
+            close(&format!("{what}, d_d"), &got.d_d, &expected.d_d, tolerance.relative());
+            close(&format!("{what}, d_g"), &got.d_g, &expected.d_g, tolerance.relative());
+            for stat in 0..HINGE_STATS {
+                let column = |results: &Results| -> Vec<f32> { results.stats.iter().skip(stat).step_by(HINGE_STATS).copied().collect() };
+                close(&format!("{what}, statistic {stat}"), &column(&got), &column(&expected), tolerance.relative());
+            }
+        }
+    }
+}
+
+/// One value, one block, more values than all blocks hold at once; anywhere in its buffer.
+fn mse_of_any_length<B: Backend>(b: &B, tolerance: Tolerance) {
+    let (lab, tolerance) = (Lab::new(b), tolerance.of_stat());
+    for (n, offset) in [(1, 0), (1024, 0), (1024, 3), (70_001, 4), (70_004, 4), (1_300_003, 0)] {
+        let draw = |stream: u32| {
+            let mut values = vec![0.0; n];
+            fill_normals(8, 0, stream, 0, &mut values);
+            values
+        };
+        let (a, target) = (draw(1), draw(2));
+        let square = |(a, b): (&f32, &f32)| (f64::from(*a) - f64::from(*b)).powi(2);
+        let mean = a.iter().zip(&target).map(square).sum::<f64>() / n as f64;
+        let gradient: Vec<f32> =
+            a.iter().zip(&target).map(|(a, b)| (2.0 * 0.7 * 0.5 / n as f64 * (f64::from(*a) - f64::from(*b))) as f32).collect();
+        let part = offset..offset + n;
+        let (a, target) = (lab.stat(&behind(offset, &a)), lab.stat(&behind(offset, &target)));
+        let (mut loss, mut d_a) = (lab.stat(&[0.0]), lab.stat(&behind(offset, &vec![f32::NAN; n])));
+        let views = (a.part(part.clone()), target.part(part.clone()));
+        b.mse(views.0, views.1, 0.5, 0.7, Some(d_a.part_mut(part)), loss.part_mut(0..1));
+        close(&format!("loss of {n}"), &lab.read_stat(&loss, 1), &[(0.5 * mean) as f32], tolerance.relative());
+        let d_a = from(offset, &lab.read_stat(&d_a, offset + n));
+        close(&format!("gradient of {n} at {offset}"), &d_a, &gradient, tolerance.relative());
+    }
+}
+
+fn mse<B: Backend>(b: &B, tolerance: Tolerance) {
+    // Logits and losses are fp32 everywhere.
+    let (lab, tolerance) = (Lab::new(b), tolerance.of_stat());
     for case in cases("mse") {
         let (prediction, target) = (case.input("prediction"), case.input("target"));
         let n = prediction.len();
