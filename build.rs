@@ -27,7 +27,7 @@ mod emulator {
     pub fn build() {
         let mut build = cc::Build::new();
         build.cpp(true).std("c++20").include("kernels").include("kernels/emulator").define("LADD_EMULATOR", None);
-        build.opt_level(2).warnings(false).flag("-include").flag("emulator.h").flag("-xc++");
+        build.opt_level(2).warnings(false).flag("-include").flag("emulator.h").flag("-xc++").flag("-Wno-psabi");
         build.file("kernels/emulator/emulator.cpp").files(super::kernels());
         // A sum of a product is rounded twice, as the kernels' explicit roundings promise and as Rust does.
         build.flag("-ffp-contract=off");

@@ -197,6 +197,7 @@ template <int R> inline void reg_alloc() {}
 inline void wgmma_fence() {}
 inline void wgmma_commit() { emu::wg_meet(__LINE__, [] { emu::wg().group++; }); }
 template <int N> inline void wgmma_wait() { emu::wg_wait(N); }
+template <class T, int R> inline void wgmma_done(T (&)[R]) {}
 template <int TA, int TB, int R> inline void wgmma_ss(float (&d)[R], uint64_t a, uint64_t b, bool acc) {
   emu::wgmma_op<2 * R>(d, nullptr, a, b, acc, TA, TB);
 }

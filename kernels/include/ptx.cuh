@@ -235,6 +235,18 @@ template <int KEEP>
 PTX void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(KEEP) : "memory");
 }
+// After the wait that completes them: accumulators or register operands may be used again. Keeps the compiler, to which they
+// look finished where the product was queued, from moving their uses before the wait.
+template <int R>
+PTX void wgmma_done(float (&d)[R]) {
+#pragma unroll
+    for (int i = 0; i < R; i++) asm volatile("" : "+f"(d[i])::"memory");
+}
+template <int R>
+PTX void wgmma_done(uint32_t (&a)[R]) {
+#pragma unroll
+    for (int i = 0; i < R; i++) asm volatile("" : "+r"(a[i])::"memory");
+}
 
 // Eight accumulators as constraints, and lists of them; the placeholders of the same.
 #define WGMMA_D8(i) \

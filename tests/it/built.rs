@@ -66,12 +66,8 @@ fn machine_code(cuobjdump: &PathBuf, file: &str, fatbin: &[u8], arch: &str) -> B
 }
 
 /// Instructions that a kernel was written to use: part of its name, architecture, instruction.
-const EXPECTED: [(&str, &str, &str); 4] = [
-    ("_x8", "sm_80", "E.128"),
-    ("_x8", "sm_90a", "E.128"),
-    ("_x4", "sm_80", "E.128"),
-    ("_x4", "sm_90a", "E.128"),
-];
+const EXPECTED: [(&str, &str, &str); 4] =
+    [("_x8", "sm_80", "E.128"), ("_x8", "sm_90a", "E.128"), ("_x4", "sm_80", "E.128"), ("_x4", "sm_90a", "E.128")];
 
 #[test]
 fn the_machine_code_holds_the_instructions_it_was_written_for() {
@@ -86,7 +82,10 @@ fn the_machine_code_holds_the_instructions_it_was_written_for() {
             assert!(!functions.is_empty(), "kernels/{file}.cu: no machine code for {arch}");
             for (name, code) in &functions {
                 for local in ["LDL", "STL"] {
-                    assert!(!code.contains(&format!("{local}.")) && !code.contains(&format!(" {local} ")), "{name} on {arch} uses local memory ({local})");
+                    assert!(
+                        !code.contains(&format!("{local}.")) && !code.contains(&format!(" {local} ")),
+                        "{name} on {arch} uses local memory ({local})"
+                    );
                 }
                 for (i, (part, on, instruction)) in EXPECTED.iter().enumerate() {
                     if *on == arch && name.contains(part) {

@@ -19,8 +19,70 @@ pub struct ActivationParams {
 }
 pub const ACTIVATION_THREADS: _bindgen_ty_1 = 256;
 pub type _bindgen_ty_1 = ::std::os::raw::c_uint;
-pub const TIMESTEPS_MAX_DISCRETE: _bindgen_ty_2 = 16;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct AttentionParams {
+    pub q: DevicePtr,
+    pub k: DevicePtr,
+    pub v: DevicePtr,
+    pub out_image: DevicePtr,
+    pub out_text: DevicePtr,
+    pub lse: DevicePtr,
+    pub heads: u32,
+    pub head_dim: u32,
+    pub keys: u32,
+    pub queries: u32,
+    pub image: u32,
+    pub scale: f32,
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct AttentionBackwardParams {
+    pub q: DevicePtr,
+    pub k: DevicePtr,
+    pub v: DevicePtr,
+    pub out_image: DevicePtr,
+    pub out_text: DevicePtr,
+    pub d_out_image: DevicePtr,
+    pub d_out_text: DevicePtr,
+    pub lse: DevicePtr,
+    pub statistics: DevicePtr,
+    pub dq: DevicePtr,
+    pub dk: DevicePtr,
+    pub dv: DevicePtr,
+    pub batch: u32,
+    pub heads: u32,
+    pub head_dim: u32,
+    pub keys: u32,
+    pub queries: u32,
+    pub image: u32,
+    pub scale: f32,
+    pub unused: u32,
+}
+pub const ATTENTION_THREADS: _bindgen_ty_2 = 128;
+pub const ATTENTION_QUERIES_D64: _bindgen_ty_2 = 128;
+pub const ATTENTION_QUERIES_D128: _bindgen_ty_2 = 64;
+pub const ATTENTION_KEYS: _bindgen_ty_2 = 64;
+pub const ATTENTION_SHARED_D64: _bindgen_ty_2 = 49152;
+pub const ATTENTION_SHARED_D128: _bindgen_ty_2 = 81920;
+pub const ATTENTION_STATISTICS_LANES: _bindgen_ty_2 = 8;
+pub const ATTENTION_BACKWARD_ROWS: _bindgen_ty_2 = 64;
+pub const ATTENTION_BACKWARD_COLUMNS_D64: _bindgen_ty_2 = 64;
+pub const ATTENTION_BACKWARD_COLUMNS_D128: _bindgen_ty_2 = 32;
+pub const ATTENTION_BACKWARD_SHARED_D64: _bindgen_ty_2 = 50176;
+pub const ATTENTION_BACKWARD_SHARED_D128: _bindgen_ty_2 = 66048;
 pub type _bindgen_ty_2 = ::std::os::raw::c_uint;
+pub const ATTENTION_SM90_THREADS: _bindgen_ty_3 = 384;
+pub const ATTENTION_SM90_QUERIES: _bindgen_ty_3 = 128;
+pub const ATTENTION_SM90_GROUP_QUERIES: _bindgen_ty_3 = 64;
+pub const ATTENTION_SM90_KEYS: _bindgen_ty_3 = 128;
+pub const ATTENTION_SM90_STAGES_D64: _bindgen_ty_3 = 3;
+pub const ATTENTION_SM90_STAGES_D128: _bindgen_ty_3 = 2;
+pub const ATTENTION_SM90_SHARED_D64: _bindgen_ty_3 = 115712;
+pub const ATTENTION_SM90_SHARED_D128: _bindgen_ty_3 = 164864;
+pub type _bindgen_ty_3 = ::std::os::raw::c_uint;
+pub const TIMESTEPS_MAX_DISCRETE: _bindgen_ty_4 = 16;
+pub type _bindgen_ty_4 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct TimestepsParams {
@@ -99,10 +161,10 @@ pub struct EulerParams {
     pub guidance: f32,
     pub dt: f32,
 }
-pub const FLOW_THREADS: _bindgen_ty_3 = 256;
-pub type _bindgen_ty_3 = ::std::os::raw::c_uint;
-pub const HINGE_SUMS: _bindgen_ty_4 = 7;
-pub type _bindgen_ty_4 = ::std::os::raw::c_uint;
+pub const FLOW_THREADS: _bindgen_ty_5 = 256;
+pub type _bindgen_ty_5 = ::std::os::raw::c_uint;
+pub const HINGE_SUMS: _bindgen_ty_6 = 7;
+pub type _bindgen_ty_6 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct HingeParams {
@@ -137,11 +199,11 @@ pub struct MseParams {
     pub factor: f32,
     pub parts: u32,
 }
-pub const HINGE_THREADS: _bindgen_ty_5 = 256;
-pub const HINGE_CHUNK: _bindgen_ty_5 = 2048;
-pub const MSE_THREADS: _bindgen_ty_5 = 256;
-pub const MSE_MAX_PARTS: _bindgen_ty_5 = 1024;
-pub type _bindgen_ty_5 = ::std::os::raw::c_uint;
+pub const HINGE_THREADS: _bindgen_ty_7 = 256;
+pub const HINGE_CHUNK: _bindgen_ty_7 = 2048;
+pub const MSE_THREADS: _bindgen_ty_7 = 256;
+pub const MSE_MAX_PARTS: _bindgen_ty_7 = 1024;
+pub type _bindgen_ty_7 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct ConvParams {
@@ -179,14 +241,14 @@ pub struct ConvFinishParams {
     pub chunks: u32,
     pub cout: u32,
 }
-pub const CONV_THREADS: _bindgen_ty_6 = 128;
-pub const CONV_LARGE_TILE: _bindgen_ty_6 = 128;
-pub const CONV_SMALL_TILE: _bindgen_ty_6 = 64;
-pub const CONV_DEPTH: _bindgen_ty_6 = 32;
-pub const CONV_STAGES: _bindgen_ty_6 = 4;
-pub const CONV_PAD: _bindgen_ty_6 = 8;
-pub const CONV_FINISH_THREADS: _bindgen_ty_6 = 256;
-pub type _bindgen_ty_6 = ::std::os::raw::c_uint;
+pub const CONV_THREADS: _bindgen_ty_8 = 128;
+pub const CONV_LARGE_TILE: _bindgen_ty_8 = 128;
+pub const CONV_SMALL_TILE: _bindgen_ty_8 = 64;
+pub const CONV_DEPTH: _bindgen_ty_8 = 32;
+pub const CONV_STAGES: _bindgen_ty_8 = 4;
+pub const CONV_PAD: _bindgen_ty_8 = 8;
+pub const CONV_FINISH_THREADS: _bindgen_ty_8 = 256;
+pub type _bindgen_ty_8 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct HeadLogitsParams {
@@ -226,9 +288,9 @@ pub struct HeadLogitsFinishParams {
     pub width: u32,
     pub unused: u32,
 }
-pub const HEAD_LOGITS_WARPS: _bindgen_ty_7 = 8;
-pub const HEAD_LOGITS_SLICES: _bindgen_ty_7 = 8;
-pub type _bindgen_ty_7 = ::std::os::raw::c_uint;
+pub const HEAD_LOGITS_WARPS: _bindgen_ty_9 = 8;
+pub const HEAD_LOGITS_SLICES: _bindgen_ty_9 = 8;
+pub type _bindgen_ty_9 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct PatchParams {
@@ -240,8 +302,8 @@ pub struct PatchParams {
     pub width: u32,
     pub patch: u32,
 }
-pub const PATCH_THREADS: _bindgen_ty_8 = 256;
-pub type _bindgen_ty_8 = ::std::os::raw::c_uint;
+pub const PATCH_THREADS: _bindgen_ty_10 = 256;
+pub type _bindgen_ty_10 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct PosEmbedParams {
@@ -267,8 +329,8 @@ pub struct TimestepEmbeddingParams {
     pub pooled_width: u32,
     pub unused: u32,
 }
-pub const EMBED_THREADS: _bindgen_ty_9 = 256;
-pub type _bindgen_ty_9 = ::std::os::raw::c_uint;
+pub const EMBED_THREADS: _bindgen_ty_11 = 256;
+pub type _bindgen_ty_11 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct NormParams {
@@ -312,10 +374,10 @@ pub struct AdamwParams {
     pub lr_index: u32,
     pub unused: u32,
 }
-pub const ADAMW_THREADS: _bindgen_ty_10 = 256;
-pub const NORM_THREADS: _bindgen_ty_10 = 256;
-pub const NORM_MAX_PARTS: _bindgen_ty_10 = 1024;
-pub type _bindgen_ty_10 = ::std::os::raw::c_uint;
+pub const ADAMW_THREADS: _bindgen_ty_12 = 256;
+pub const NORM_THREADS: _bindgen_ty_12 = 256;
+pub const NORM_MAX_PARTS: _bindgen_ty_12 = 1024;
+pub type _bindgen_ty_12 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct FillParams {
@@ -331,5 +393,5 @@ pub struct CastParams {
     pub x: DevicePtr,
     pub out: DevicePtr,
 }
-pub const MEMORY_THREADS: _bindgen_ty_11 = 256;
-pub type _bindgen_ty_11 = ::std::os::raw::c_uint;
+pub const MEMORY_THREADS: _bindgen_ty_13 = 256;
+pub type _bindgen_ty_13 = ::std::os::raw::c_uint;

@@ -65,8 +65,16 @@ enum Queued {
 impl Emulated {
     /// An emulated Hopper.
     pub fn new(schedule: Schedule) -> Self {
-        let name = "emulator".to_owned();
-        let properties = Properties { name, capability: (9, 0), multiprocessors: 4, memory: 1 << 34 };
+        Self::of(schedule, (9, 0))
+    }
+
+    /// An emulated Ampere, which runs the portable kernels only.
+    pub fn ampere(schedule: Schedule) -> Self {
+        Self::of(schedule, (8, 0))
+    }
+
+    fn of(schedule: Schedule, capability: (u32, u32)) -> Self {
+        let properties = Properties { name: "emulator".to_owned(), capability, multiprocessors: 4, memory: 1 << 34 };
         Self { properties, schedule, recording: Mutex::new(None) }
     }
 

@@ -1,15 +1,82 @@
-//! Launches `kernels/attention.cu`.
+//! Launches `kernels/attention.cu` and, on Hopper, `kernels/attention_sm90.cu`.
 
-#![allow(unused_imports, missing_docs)]
 use half::bf16;
 
-use super::{In, Out, StatIn, StatOut, aligned, kernel_of_width};
+use super::aligned;
 use crate::device::cuda::Cuda;
-use crate::device::cuda::abi::StepParams;
-use crate::device::cuda::driver::Kernel;
-use crate::device::cuda::memory::{Buffer, Located, address_or_null};
-use crate::device::*;
-use crate::flow::TimestepDistribution;
+use crate::device::cuda::abi::{
+    ATTENTION_BACKWARD_ROWS, ATTENTION_BACKWARD_SHARED_D64, ATTENTION_BACKWARD_SHARED_D128, ATTENTION_QUERIES_D64, ATTENTION_QUERIES_D128,
+    ATTENTION_SHARED_D64, ATTENTION_SHARED_D128, ATTENTION_SM90_GROUP_QUERIES, ATTENTION_SM90_KEYS, ATTENTION_SM90_QUERIES,
+    ATTENTION_SM90_SHARED_D64, ATTENTION_SM90_SHARED_D128, ATTENTION_SM90_THREADS, ATTENTION_STATISTICS_LANES, ATTENTION_THREADS,
+    AttentionBackwardParams, AttentionParams,
+};
+use crate::device::cuda::driver::{Address, Element, Grid, Kernel, TensorMap, TensorSpec};
+use crate::device::cuda::memory::Buffer;
+use crate::device::{AttentionShape, Storage};
+
+const WIDEST_HEAD: usize = 128;
+/// Columns of a swizzle row of 128 bytes: what one copy of a tensor map moves.
+const PANEL: u32 = 64;
+
+/// Which variants of the kernels fit a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Variant {
+    /// Whether the head width is padded to 64 in shared memory, or to 128.
+    narrow_head: bool,
+    /// Whether all rows allow 16-byte accesses.
+    wide_access: bool,
+}
+
+impl Variant {
+    fn of(shape: &AttentionShape, addresses: &[Address]) -> Self {
+        let AttentionShape { batch, heads, head_dim, image, text, .. } = *shape;
+        assert!((1..=WIDEST_HEAD).contains(&head_dim), "attention with head_dim {head_dim}; the kernels take 1 to {WIDEST_HEAD}");
+        assert!(shape.keys() <= i32::MAX as usize, "attention over {image} + {text} tokens; the kernels count them in 31 bits");
+        let largest = usize::from(u16::MAX);
+        assert!(batch <= largest && heads <= largest, "attention of {batch} samples with {heads} heads; a grid takes {largest} of each");
+        Self { narrow_head: head_dim <= 64, wide_access: head_dim % 8 == 0 && aligned(addresses) }
+    }
+
+    /// One of `[64 wide, 64 narrow, 128 wide, 128 narrow]`.
+    fn kernel(self, [d64_wide, d64_narrow, d128_wide, d128_narrow]: [&'static str; 4]) -> Kernel {
+        let name = match (self.narrow_head, self.wide_access) {
+            (true, true) => d64_wide,
+            (true, false) => d64_narrow,
+            (false, true) => d128_wide,
+            (false, false) => d128_narrow,
+        };
+        Kernel { file: "attention", name }
+    }
+
+    fn pick<T>(self, d64: T, d128: T) -> T {
+        if self.narrow_head { d64 } else { d128 }
+    }
+}
+
+/// Address of a buffer that holds at least `len` elements.
+fn checked<E: bytemuck::Pod>(what: &str, buffer: &Buffer<E>, len: usize) -> Address {
+    assert!(buffer.len() >= len, "{what}: {} elements instead of {len}", buffer.len());
+    buffer.address()
+}
+
+fn joint_len(shape: &AttentionShape) -> usize {
+    shape.batch * shape.heads * shape.keys() * shape.head_dim
+}
+
+/// Elements of the outputs: of the image, of the text.
+fn stream_lens(shape: &AttentionShape) -> [usize; 2] {
+    [shape.image, shape.text].map(|tokens| shape.batch * tokens * shape.heads * shape.head_dim)
+}
+
+fn scale(shape: &AttentionShape) -> f32 {
+    (1.0 / (shape.head_dim as f64).sqrt()) as f32
+}
+
+/// One block for every `rows` of `tokens` tokens, of each head, of each sample.
+fn grid(shape: &AttentionShape, tokens: usize, rows: u32, threads: u32, shared: u32) -> Grid {
+    let blocks = [tokens.div_ceil(rows as usize) as u32, shape.heads as u32, shape.batch as u32];
+    Grid { blocks, threads, shared }
+}
 
 pub fn attention(
     cuda: &Cuda,
@@ -19,8 +86,62 @@ pub fn attention(
     out_text: Option<&mut Buffer<bf16>>,
     lse: &mut Buffer<f32>,
 ) {
-    let _ = (cuda, shape, qkv, out_image, out_text, lse);
-    unimplemented!()
+    let joint = joint_len(shape);
+    let [image_len, text_len] = stream_lens(shape);
+    let [q, k, v] = qkv.map(|tensor| checked("attention, q, k or v", tensor, joint));
+    let out_text = out_text.filter(|_| shape.text_queries).map_or(0, |out| checked("attention, output of the text", out, text_len));
+    let params = AttentionParams {
+        q,
+        k,
+        v,
+        out_image: checked("attention, output of the image", out_image, image_len),
+        out_text,
+        lse: checked("attention, lse", lse, shape.batch * shape.heads * shape.keys()),
+        heads: shape.heads as u32,
+        head_dim: shape.head_dim as u32,
+        keys: shape.keys() as u32,
+        queries: shape.queries() as u32,
+        image: shape.image as u32,
+        scale: scale(shape),
+    };
+    let variant = Variant::of(shape, &[q, k, v, params.out_image, out_text]);
+    if shape.batch * shape.heads * shape.queries() == 0 {
+        return;
+    }
+    if cuda.properties().hopper() && variant.wide_access && [64, 128].contains(&shape.head_dim) {
+        return hopper(cuda, shape, variant, &params);
+    }
+    let kernel = variant.kernel(["attention_d64_wide", "attention_d64_narrow", "attention_d128_wide", "attention_d128_narrow"]);
+    let rows = variant.pick(ATTENTION_QUERIES_D64, ATTENTION_QUERIES_D128);
+    let shared = variant.pick(ATTENTION_SHARED_D64, ATTENTION_SHARED_D128);
+    cuda.launch(kernel, grid(shape, shape.queries(), rows, ATTENTION_THREADS, shared), &params);
+}
+
+fn hopper(cuda: &Cuda, shape: &AttentionShape, variant: Variant, params: &AttentionParams) {
+    // Tokens are a dimension of their own: what lies behind the last is zero, not the next head. Of the queries only the
+    // asking ones are read.
+    let map = |address: Address, tokens: u32, rows: u32| -> Option<TensorMap> {
+        let row = (shape.head_dim * size_of::<bf16>()) as u64;
+        cuda.tensor_map(&TensorSpec {
+            address,
+            element: Element::Bf16,
+            dims: vec![shape.head_dim as u64, tokens.into(), (shape.batch * shape.heads) as u64],
+            strides: vec![row, row * u64::from(params.keys)],
+            tile: vec![PANEL, rows, 1],
+            swizzle: 128,
+        })
+    };
+    let maps = (
+        map(params.q, params.queries, ATTENTION_SM90_GROUP_QUERIES),
+        map(params.k, params.keys, ATTENTION_SM90_KEYS),
+        map(params.v, params.keys, ATTENTION_SM90_KEYS),
+    );
+    let (Some(q), Some(k), Some(v)) = maps else { return };
+    let kernel = Kernel { file: "attention_sm90", name: variant.pick("attention_sm90_d64", "attention_sm90_d128") };
+    let shared = variant.pick(ATTENTION_SM90_SHARED_D64, ATTENTION_SM90_SHARED_D128);
+    let grid = grid(shape, shape.queries(), ATTENTION_SM90_QUERIES, ATTENTION_SM90_THREADS, shared);
+    let bytes = bytemuck::bytes_of;
+    cuda.launch_with(kernel, grid, &[bytes(&q), bytes(&k), bytes(&v), bytemuck::bytes_of(params)]);
 }
 
 pub fn attention_backward(
@@ -32,6 +153,55 @@ pub fn attention_backward(
     d_out: [Option<&Buffer<bf16>>; 2],
     d_qkv: [&mut Buffer<bf16>; 3],
 ) {
-    let _ = (cuda, shape, qkv, out, lse, d_out, d_qkv);
-    unimplemented!()
+    let joint = joint_len(shape);
+    let rows = shape.batch * shape.heads * shape.keys();
+    let lens = stream_lens(shape);
+    let [q, k, v] = qkv.map(|tensor| checked("attention_backward, q, k or v", tensor, joint));
+    let [dq, dk, dv] = d_qkv.map(|tensor| checked("attention_backward, dq, dk or dv", tensor, joint));
+    let streams = |what: &str, tensors: [Option<&Buffer<bf16>>; 2]| {
+        [0, 1].map(|stream| tensors[stream].map_or(0, |tensor| checked(what, tensor, lens[stream])))
+    };
+    let [out_image, out_text] = streams("attention_backward, output of a stream", out);
+    let [d_out_image, d_out_text] = streams("attention_backward, gradient of a stream's output", d_out);
+    let variant = Variant::of(shape, &[q, k, v, dq, dk, dv, out_image, out_text, d_out_image, d_out_text]);
+    let lse = checked("attention_backward, lse", lse, rows);
+    if rows == 0 {
+        return;
+    }
+    let Some(statistics) = cuda.scratch(rows * 2 * size_of::<f32>()) else { return };
+    let params = AttentionBackwardParams {
+        q,
+        k,
+        v,
+        out_image,
+        out_text,
+        d_out_image,
+        d_out_text,
+        lse,
+        statistics,
+        dq,
+        dk,
+        dv,
+        batch: shape.batch as u32,
+        heads: shape.heads as u32,
+        head_dim: shape.head_dim as u32,
+        keys: shape.keys() as u32,
+        queries: shape.queries() as u32,
+        image: shape.image as u32,
+        scale: scale(shape),
+        unused: 0,
+    };
+    let shared = variant.pick(ATTENTION_BACKWARD_SHARED_D64, ATTENTION_BACKWARD_SHARED_D128);
+    let tiles = |tokens: usize| grid(shape, tokens, ATTENTION_BACKWARD_ROWS, ATTENTION_THREADS, shared);
+    if shape.queries() > 0 {
+        let name = if variant.wide_access { "attention_statistics_x8" } else { "attention_statistics_x1" };
+        let threads = (shape.batch * shape.heads * shape.queries()) as u64 * u64::from(ATTENTION_STATISTICS_LANES);
+        let blocks = [threads.div_ceil(ATTENTION_THREADS.into()) as u32, 1, 1];
+        cuda.launch(Kernel { file: "attention", name }, Grid { blocks, threads: ATTENTION_THREADS, shared: 0 }, &params);
+        let names =
+            ["attention_queries_d64_wide", "attention_queries_d64_narrow", "attention_queries_d128_wide", "attention_queries_d128_narrow"];
+        cuda.launch(variant.kernel(names), tiles(shape.queries()), &params);
+    }
+    let names = ["attention_keys_d64_wide", "attention_keys_d64_narrow", "attention_keys_d128_wide", "attention_keys_d128_narrow"];
+    cuda.launch(variant.kernel(names), tiles(shape.keys()), &params);
 }

@@ -1,0 +1,146 @@
+// What the attention kernels share: where the rows of a token lie, the online softmax of a strip of scores, and the store
+// of a strip of results.
+//
+// A strip is 16 rows of a warp's accumulator, float strip[N / 2] for N columns, as mma.m16n8k16 and wgmma leave it:
+// element i belongs to row lane / 4 + 8 (i / 2 % 2) and column 8 (i / 4) + 2 (lane % 4) + i % 2. A thread so sees two
+// rows, called halves below, and four neighbouring lanes share a row.
+#pragma once
+#include "abi.h"
+#include "vector.cuh"
+
+constexpr float LOG2_E = 1.4426950408889634f;
+constexpr float LN_2 = 0.6931471805599453f;
+constexpr int STRIP_ROWS = 16;
+
+__device__ __forceinline__ int lane_id() { return threadIdx.x % 32; }
+__device__ __forceinline__ int strip_half(int i) { return i / 2 % 2; }
+__device__ __forceinline__ int strip_row(int half) { return lane_id() / 4 + 8 * half; }
+__device__ __forceinline__ int strip_column(int i) { return i / 4 * 8 + lane_id() % 4 * 2 + i % 2; }
+
+// Sum and maximum over the four lanes that share a row.
+__device__ __forceinline__ float row_sum(float x) {
+    x += __shfl_xor_sync(0xffffffffu, x, 1);
+    return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+__device__ __forceinline__ float row_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+    return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+
+// The rows of one head of one sample in a pair of tensors [B N, H D] and [B L, H D], addressed by joint token.
+template <class T>
+struct StreamRows {
+    T* image;
+    T* text;
+    uint32_t image_tokens;
+    uint64_t stride;
+
+    __device__ StreamRows(DevicePtr image_address, DevicePtr text_address, uint32_t image_tokens, uint32_t tokens, uint32_t heads,
+                          uint32_t head_dim, uint32_t sample, uint32_t head)
+        : image(at<T>(image_address)), text(at<T>(text_address)), image_tokens(image_tokens), stride((uint64_t)heads * head_dim) {
+        const uint64_t column = (uint64_t)head * head_dim;
+        if (image) image += (uint64_t)sample * image_tokens * stride + column;
+        if (text) text += (uint64_t)sample * (tokens - image_tokens) * stride + column;
+    }
+
+    // Null where the stream is absent.
+    __device__ T* operator()(uint32_t token) const {
+        T* stream = token < image_tokens ? image : text;
+        const uint32_t row = token < image_tokens ? token : token - image_tokens;
+        return stream ? stream + row * stride : nullptr;
+    }
+};
+
+// Replaces what stands for keys behind the end of the sequence: `left` of the strip's columns are in it.
+template <int N>
+__device__ __forceinline__ void mask_columns(float (&strip)[N], int left, float value) {
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        if (strip_column(i) >= left) strip[i] = value;
+    }
+}
+
+// Softmax over tiles of scores: keeps the maximum and the sum of exponentials of each row so far. All exponentials are
+// base 2: `scale` takes scores to that base, in one multiply-add with the subtraction of the maximum.
+struct OnlineSoftmax {
+    float maximum[2] = {-INFINITY, -INFINITY};
+    float sum[2] = {0.0f, 0.0f};    // over this thread's columns; `finish` adds those of the row's other lanes
+
+    // Replaces scores by exponentials; results of earlier tiles are to be multiplied by `rescale`.
+    template <int N>
+    __device__ __forceinline__ void update(float (&scores)[N], float scale, float (&rescale)[2]) {
+        float tile_maximum[2] = {maximum[0], maximum[1]};
+#pragma unroll
+        for (int i = 0; i < N; i++) tile_maximum[strip_half(i)] = fmaxf(tile_maximum[strip_half(i)], scores[i]);
+        float shift[2];
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const float now = row_max(tile_maximum[half]);
+            shift[half] = now * scale;
+            rescale[half] = ex2(maximum[half] * scale - shift[half]);
+            maximum[half] = now;
+            sum[half] *= rescale[half];
+        }
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            scores[i] = ex2(fmaf(scores[i], scale, -shift[strip_half(i)]));
+            sum[strip_half(i)] += scores[i];
+        }
+    }
+
+    __device__ __forceinline__ void finish() {
+        sum[0] = row_sum(sum[0]);
+        sum[1] = row_sum(sum[1]);
+    }
+
+    __device__ __forceinline__ float lse(int half, float scale) const { return maximum[half] * scale * LN_2 + logf(sum[half]); }
+};
+
+template <int N>
+__device__ __forceinline__ void scale_rows(float (&strip)[N], const float (&factor)[2]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) strip[i] *= factor[strip_half(i)];
+}
+
+// The strip rounded to bf16, as the left operand of the next product: words 4 k to 4 k + 3 are its 16 columns from 16 k.
+template <int N>
+__device__ __forceinline__ void pack_strip(uint32_t (&words)[N / 2], const float (&strip)[N]) {
+#pragma unroll
+    for (int i = 0; i < N / 2; i++) words[i] = pack_bf16(strip[2 * i], strip[2 * i + 1]);
+}
+
+// Tiles in shared memory are rows of D values in chunks of 16 bytes; the chunks of a row are permuted so that eight rows
+// of one column of chunks lie in different banks.
+template <int D>
+__device__ __forceinline__ int swizzled(int row, int chunk) { return row * D + (chunk ^ (row % 8)) * 8; }
+
+// Stores a strip, rounded, to the rows that `row_of(r)` names for r = 0..15 (null: nowhere), through `staging`, which holds
+// 16 rows of D values for this warp alone.
+template <int D, bool WIDE, int N, class RowOf>
+__device__ __forceinline__ void store_strip(bf16* staging, const float (&strip)[N], int head_dim, RowOf row_of) {
+    static_assert(N == D / 2, "a strip of D columns");
+    // The warp is done with what the staging rows held before.
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < N; i += 2) {
+        const int row = strip_row(strip_half(i));
+        const uint32_t pair = pack_bf16(strip[i], strip[i + 1]);
+        *reinterpret_cast<uint32_t*>(staging + swizzled<D>(row, i / 4) + lane_id() % 4 * 2) = pair;
+    }
+    // The rows are complete before other lanes read them.
+    __syncwarp();
+    constexpr int CHUNKS = D / 8;
+#pragma unroll
+    for (int i = lane_id(); i < STRIP_ROWS * CHUNKS; i += 32) {
+        const int row = i / CHUNKS;
+        const int chunk = i % CHUNKS;
+        bf16* to = row_of(row);
+        if (!to) continue;
+        const bf16* from = staging + swizzled<D>(row, chunk);
+        if constexpr (WIDE) {
+            if (chunk * 8 < head_dim) *reinterpret_cast<uint4*>(to + chunk * 8) = *reinterpret_cast<const uint4*>(from);
+        } else {
+            for (int j = 0; j < 8 && chunk * 8 + j < head_dim; j++) to[chunk * 8 + j] = from[j];
+        }
+    }
+}
