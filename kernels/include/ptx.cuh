@@ -20,11 +20,25 @@
 
 PTX uint32_t smem_u32(const void* shared) { return (uint32_t)__cvta_generic_to_shared(shared); }
 
+// Makes the compiler forget what it derived from eight packed bf16 values, so that it keeps the four words in registers and
+// not the eight floats.
+PTX void keep_packed(uint4& v) { asm volatile("" : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)); }
+
 // 2^x on the special-function unit; subnormal results become zero.
 PTX float ex2(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
+}
+
+// 16 bytes at an address that is a multiple of 16; the emulator checks that. The store goes to global memory and is an
+// instruction of its own: the compiler takes a vector apart where it rewrites the address, and does not always put it
+// together again.
+PTX uint4 load_16_bytes(const void* from) { return *reinterpret_cast<const uint4*>(from); }
+PTX void store_16_bytes(void* to, uint4 value) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+                 ::"l"(__cvta_generic_to_global(to)), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
+                 : "memory");
 }
 
 // ---- warps ------------------------------------------------------------------------------------------------------

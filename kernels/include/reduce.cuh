@@ -57,6 +57,28 @@ __device__ __forceinline__ T block_sum(T value, T (&room)[MAX_WARPS][1]) {
     return values[0];
 }
 
+// The same for sums that follow each other, in two rooms by turns: one synchronisation in place of two.
+template <int N>
+__device__ __forceinline__ void block_sum(float (&values)[N], float (&rooms)[2][MAX_WARPS][N], int& turn) {
+    const int warps = blockDim.x / 32;
+    warp_sum(values);
+    if (warps == 1) return;
+    float(&room)[MAX_WARPS][N] = rooms[turn];
+    turn ^= 1;
+    if (lane_index() == 0) {
+#pragma unroll
+        for (int i = 0; i < N; i++) room[warp_index()][i] = values[i];
+    }
+    // Orders the warps' sums ahead of their reads, and the reads of the sum before this one ahead of the writes of the next.
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < N; i++) values[i] = room[0][i];
+    for (int warp = 1; warp < warps; warp++) {
+#pragma unroll
+        for (int i = 0; i < N; i++) values[i] += room[warp][i];
+    }
+}
+
 // Second half of a sum over columns: partials [parts, columns] of which a block of 32 x SLICES threads adds up 32 columns,
 // each warp every SLICES-th part. The first warp gets the totals, one column a lane; other warps and lanes behind the last
 // column get nothing of use. Bound by the reads, 4 bytes a partial.

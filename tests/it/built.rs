@@ -11,7 +11,7 @@ const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90a"];
 
 #[test]
 fn every_kernel_is_built_for_every_architecture() {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let folder = crate::root().join("kernels");
     let mut found = 0;
     for (file, _) in FATBINS {
         let source = std::fs::read_to_string(folder.join(format!("{file}.cu"))).unwrap();
@@ -34,7 +34,7 @@ fn every_kernel_is_built_for_every_architecture() {
 
 /// The disassembler beside nvcc, if it is there.
 fn cuobjdump() -> Option<PathBuf> {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let root = crate::root();
     let wheels = std::fs::read_dir(root.join(".nvcc/lib")).into_iter().flatten().filter_map(Result::ok);
     let wheels = wheels.map(|python| python.path().join("site-packages/nvidia/cu13/bin/cuobjdump"));
     let path = std::env::var_os("PATH").unwrap_or_default();

@@ -21,6 +21,7 @@ pub const ACTIVATION_THREADS: _bindgen_ty_1 = 256;
 pub type _bindgen_ty_1 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+<<<<<<< HEAD
 pub struct AttentionParams {
     pub q: DevicePtr,
     pub k: DevicePtr,
@@ -83,6 +84,194 @@ pub const ATTENTION_SM90_SHARED_D128: _bindgen_ty_3 = 164864;
 pub type _bindgen_ty_3 = ::std::os::raw::c_uint;
 pub const TIMESTEPS_MAX_DISCRETE: _bindgen_ty_4 = 16;
 pub type _bindgen_ty_4 = ::std::os::raw::c_uint;
+=======
+pub struct AdalnNorm {
+    pub out: DevicePtr,
+    pub shift: DevicePtr,
+    pub scale: DevicePtr,
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct AdalnBranch {
+    pub y: DevicePtr,
+    pub d_y: DevicePtr,
+    pub gate: DevicePtr,
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct AdalnParams {
+    pub x: DevicePtr,
+    pub out: DevicePtr,
+    pub extra: DevicePtr,
+    pub stats: DevicePtr,
+    pub partials: DevicePtr,
+    pub norms: [AdalnNorm; 2usize],
+    pub branches: [AdalnBranch; 2usize],
+    pub stride: u32,
+    pub tokens: u32,
+    pub hidden: u32,
+    pub rows_per_block: u32,
+    pub norm_count: u32,
+    pub branch_count: u32,
+    pub accumulate: u32,
+    pub table_aligned: u32,
+    pub eps: f32,
+    pub unused: u32,
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct AdalnFinalizeParams {
+    pub partials: DevicePtr,
+    pub d_table: DevicePtr,
+    pub parts: u32,
+    pub sums: u32,
+    pub hidden: u32,
+    pub stride: u32,
+    pub columns: [u32; 6usize],
+}
+pub const ADALN_WIDTH: _bindgen_ty_2 = 8;
+pub const ADALN_MAX_THREADS: _bindgen_ty_2 = 320;
+pub const ADALN_ANY_THREADS: _bindgen_ty_2 = 128;
+pub const ADALN_FINALIZE_THREADS: _bindgen_ty_2 = 256;
+pub type _bindgen_ty_2 = ::std::os::raw::c_uint;
+pub const ADALN_NO_COLUMN: _bindgen_ty_3 = 2147483647;
+pub type _bindgen_ty_3 = ::std::os::raw::c_uint;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct AttentionParams {
+    pub q: DevicePtr,
+    pub k: DevicePtr,
+    pub v: DevicePtr,
+    pub out_image: DevicePtr,
+    pub out_text: DevicePtr,
+    pub lse: DevicePtr,
+    pub heads: u32,
+    pub head_dim: u32,
+    pub keys: u32,
+    pub queries: u32,
+    pub image: u32,
+    pub scale: f32,
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct AttentionBackwardParams {
+    pub q: DevicePtr,
+    pub k: DevicePtr,
+    pub v: DevicePtr,
+    pub out_image: DevicePtr,
+    pub out_text: DevicePtr,
+    pub d_out_image: DevicePtr,
+    pub d_out_text: DevicePtr,
+    pub lse: DevicePtr,
+    pub statistics: DevicePtr,
+    pub dq: DevicePtr,
+    pub dk: DevicePtr,
+    pub dv: DevicePtr,
+    pub batch: u32,
+    pub heads: u32,
+    pub head_dim: u32,
+    pub keys: u32,
+    pub queries: u32,
+    pub image: u32,
+    pub scale: f32,
+    pub unused: u32,
+}
+pub const ATTENTION_THREADS: _bindgen_ty_4 = 128;
+pub const ATTENTION_QUERIES_D64: _bindgen_ty_4 = 128;
+pub const ATTENTION_QUERIES_D128: _bindgen_ty_4 = 64;
+pub const ATTENTION_KEYS: _bindgen_ty_4 = 64;
+pub const ATTENTION_SHARED_D64: _bindgen_ty_4 = 49152;
+pub const ATTENTION_SHARED_D128: _bindgen_ty_4 = 81920;
+pub const ATTENTION_STATISTICS_LANES: _bindgen_ty_4 = 8;
+pub const ATTENTION_BACKWARD_ROWS: _bindgen_ty_4 = 64;
+pub const ATTENTION_BACKWARD_COLUMNS_D64: _bindgen_ty_4 = 64;
+pub const ATTENTION_BACKWARD_COLUMNS_D128: _bindgen_ty_4 = 32;
+pub const ATTENTION_BACKWARD_SHARED_D64: _bindgen_ty_4 = 50176;
+pub const ATTENTION_BACKWARD_SHARED_D128: _bindgen_ty_4 = 66048;
+pub type _bindgen_ty_4 = ::std::os::raw::c_uint;
+pub const ATTENTION_SM90_THREADS: _bindgen_ty_5 = 384;
+pub const ATTENTION_SM90_QUERIES: _bindgen_ty_5 = 128;
+pub const ATTENTION_SM90_GROUP_QUERIES: _bindgen_ty_5 = 64;
+pub const ATTENTION_SM90_KEYS: _bindgen_ty_5 = 128;
+pub const ATTENTION_SM90_STAGES_D64: _bindgen_ty_5 = 3;
+pub const ATTENTION_SM90_STAGES_D128: _bindgen_ty_5 = 2;
+pub const ATTENTION_SM90_SHARED_D64: _bindgen_ty_5 = 115712;
+pub const ATTENTION_SM90_SHARED_D128: _bindgen_ty_5 = 164864;
+pub type _bindgen_ty_5 = ::std::os::raw::c_uint;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct QkNormParams {
+    pub qkv: DevicePtr,
+    pub joint: [DevicePtr; 3usize],
+    pub weights: [DevicePtr; 2usize],
+    pub rstd: DevicePtr,
+    pub d_qkv: DevicePtr,
+    pub partials: DevicePtr,
+    pub rows: u32,
+    pub tokens: u32,
+    pub heads: u32,
+    pub head_dim: u32,
+    pub sequence: u32,
+    pub start: u32,
+    pub queries: u32,
+    pub eps: f32,
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct QkNormFinalizeParams {
+    pub partials: DevicePtr,
+    pub d_query_weight: DevicePtr,
+    pub d_key_weight: DevicePtr,
+    pub parts: u32,
+    pub head_dim: u32,
+}
+pub const QK_NORM_WIDTH: _bindgen_ty_6 = 8;
+pub const QK_NORM_THREADS: _bindgen_ty_6 = 256;
+pub const QK_NORM_FINALIZE_THREADS: _bindgen_ty_6 = 1024;
+pub type _bindgen_ty_6 = ::std::os::raw::c_uint;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct ColumnSumParams {
+    pub columns: u64,
+    pub x: DevicePtr,
+    pub partials: DevicePtr,
+    pub sums: DevicePtr,
+    pub rows: u32,
+    pub parts: u32,
+    pub rows_per_part: u32,
+    pub unused: u32,
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct GemmOperand {
+    pub address: DevicePtr,
+    pub ld: u64,
+    pub transposed: u32,
+    pub unused: u32,
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct GemmAnyParams {
+    pub a: GemmOperand,
+    pub b: GemmOperand,
+    pub out: DevicePtr,
+    pub bias: DevicePtr,
+    pub kept: DevicePtr,
+    pub pre: DevicePtr,
+    pub rows: u32,
+    pub columns: u32,
+    pub depth: u32,
+    pub accumulate: u32,
+    pub fp32: u32,
+    pub unused: u32,
+}
+pub const COLUMN_SUM_THREADS: _bindgen_ty_7 = 256;
+pub const GEMM_ANY_THREADS: _bindgen_ty_7 = 256;
+pub const GEMM_ANY_TILE: _bindgen_ty_7 = 64;
+pub type _bindgen_ty_7 = ::std::os::raw::c_uint;
+pub const TIMESTEPS_MAX_DISCRETE: _bindgen_ty_8 = 16;
+pub type _bindgen_ty_8 = ::std::os::raw::c_uint;
+>>>>>>> cuda
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct TimestepsParams {
@@ -161,10 +350,17 @@ pub struct EulerParams {
     pub guidance: f32,
     pub dt: f32,
 }
+<<<<<<< HEAD
 pub const FLOW_THREADS: _bindgen_ty_5 = 256;
 pub type _bindgen_ty_5 = ::std::os::raw::c_uint;
 pub const HINGE_SUMS: _bindgen_ty_6 = 7;
 pub type _bindgen_ty_6 = ::std::os::raw::c_uint;
+=======
+pub const FLOW_THREADS: _bindgen_ty_9 = 256;
+pub type _bindgen_ty_9 = ::std::os::raw::c_uint;
+pub const HINGE_SUMS: _bindgen_ty_10 = 7;
+pub type _bindgen_ty_10 = ::std::os::raw::c_uint;
+>>>>>>> cuda
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct HingeParams {
@@ -199,6 +395,7 @@ pub struct MseParams {
     pub factor: f32,
     pub parts: u32,
 }
+<<<<<<< HEAD
 pub const HINGE_THREADS: _bindgen_ty_7 = 256;
 pub const HINGE_CHUNK: _bindgen_ty_7 = 2048;
 pub const MSE_THREADS: _bindgen_ty_7 = 256;
@@ -291,6 +488,13 @@ pub struct HeadLogitsFinishParams {
 pub const HEAD_LOGITS_WARPS: _bindgen_ty_9 = 8;
 pub const HEAD_LOGITS_SLICES: _bindgen_ty_9 = 8;
 pub type _bindgen_ty_9 = ::std::os::raw::c_uint;
+=======
+pub const HINGE_THREADS: _bindgen_ty_11 = 256;
+pub const HINGE_CHUNK: _bindgen_ty_11 = 2048;
+pub const MSE_THREADS: _bindgen_ty_11 = 256;
+pub const MSE_MAX_PARTS: _bindgen_ty_11 = 1024;
+pub type _bindgen_ty_11 = ::std::os::raw::c_uint;
+>>>>>>> cuda
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct PatchParams {
@@ -302,8 +506,13 @@ pub struct PatchParams {
     pub width: u32,
     pub patch: u32,
 }
+<<<<<<< HEAD
 pub const PATCH_THREADS: _bindgen_ty_10 = 256;
 pub type _bindgen_ty_10 = ::std::os::raw::c_uint;
+=======
+pub const PATCH_THREADS: _bindgen_ty_12 = 256;
+pub type _bindgen_ty_12 = ::std::os::raw::c_uint;
+>>>>>>> cuda
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct PosEmbedParams {
@@ -329,8 +538,13 @@ pub struct TimestepEmbeddingParams {
     pub pooled_width: u32,
     pub unused: u32,
 }
+<<<<<<< HEAD
 pub const EMBED_THREADS: _bindgen_ty_11 = 256;
 pub type _bindgen_ty_11 = ::std::os::raw::c_uint;
+=======
+pub const EMBED_THREADS: _bindgen_ty_13 = 256;
+pub type _bindgen_ty_13 = ::std::os::raw::c_uint;
+>>>>>>> cuda
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct NormParams {
@@ -374,10 +588,17 @@ pub struct AdamwParams {
     pub lr_index: u32,
     pub unused: u32,
 }
+<<<<<<< HEAD
 pub const ADAMW_THREADS: _bindgen_ty_12 = 256;
 pub const NORM_THREADS: _bindgen_ty_12 = 256;
 pub const NORM_MAX_PARTS: _bindgen_ty_12 = 1024;
 pub type _bindgen_ty_12 = ::std::os::raw::c_uint;
+=======
+pub const ADAMW_THREADS: _bindgen_ty_14 = 256;
+pub const NORM_THREADS: _bindgen_ty_14 = 256;
+pub const NORM_MAX_PARTS: _bindgen_ty_14 = 1024;
+pub type _bindgen_ty_14 = ::std::os::raw::c_uint;
+>>>>>>> cuda
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct FillParams {
@@ -393,5 +614,10 @@ pub struct CastParams {
     pub x: DevicePtr,
     pub out: DevicePtr,
 }
+<<<<<<< HEAD
 pub const MEMORY_THREADS: _bindgen_ty_13 = 256;
 pub type _bindgen_ty_13 = ::std::os::raw::c_uint;
+=======
+pub const MEMORY_THREADS: _bindgen_ty_15 = 256;
+pub type _bindgen_ty_15 = ::std::os::raw::c_uint;
+>>>>>>> cuda
