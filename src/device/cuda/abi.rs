@@ -21,70 +21,6 @@ pub const ACTIVATION_THREADS: _bindgen_ty_1 = 256;
 pub type _bindgen_ty_1 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
-<<<<<<< HEAD
-pub struct AttentionParams {
-    pub q: DevicePtr,
-    pub k: DevicePtr,
-    pub v: DevicePtr,
-    pub out_image: DevicePtr,
-    pub out_text: DevicePtr,
-    pub lse: DevicePtr,
-    pub heads: u32,
-    pub head_dim: u32,
-    pub keys: u32,
-    pub queries: u32,
-    pub image: u32,
-    pub scale: f32,
-}
-#[repr(C)]
-#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
-pub struct AttentionBackwardParams {
-    pub q: DevicePtr,
-    pub k: DevicePtr,
-    pub v: DevicePtr,
-    pub out_image: DevicePtr,
-    pub out_text: DevicePtr,
-    pub d_out_image: DevicePtr,
-    pub d_out_text: DevicePtr,
-    pub lse: DevicePtr,
-    pub statistics: DevicePtr,
-    pub dq: DevicePtr,
-    pub dk: DevicePtr,
-    pub dv: DevicePtr,
-    pub batch: u32,
-    pub heads: u32,
-    pub head_dim: u32,
-    pub keys: u32,
-    pub queries: u32,
-    pub image: u32,
-    pub scale: f32,
-    pub unused: u32,
-}
-pub const ATTENTION_THREADS: _bindgen_ty_2 = 128;
-pub const ATTENTION_QUERIES_D64: _bindgen_ty_2 = 128;
-pub const ATTENTION_QUERIES_D128: _bindgen_ty_2 = 64;
-pub const ATTENTION_KEYS: _bindgen_ty_2 = 64;
-pub const ATTENTION_SHARED_D64: _bindgen_ty_2 = 49152;
-pub const ATTENTION_SHARED_D128: _bindgen_ty_2 = 81920;
-pub const ATTENTION_STATISTICS_LANES: _bindgen_ty_2 = 8;
-pub const ATTENTION_BACKWARD_ROWS: _bindgen_ty_2 = 64;
-pub const ATTENTION_BACKWARD_COLUMNS_D64: _bindgen_ty_2 = 64;
-pub const ATTENTION_BACKWARD_COLUMNS_D128: _bindgen_ty_2 = 32;
-pub const ATTENTION_BACKWARD_SHARED_D64: _bindgen_ty_2 = 50176;
-pub const ATTENTION_BACKWARD_SHARED_D128: _bindgen_ty_2 = 66048;
-pub type _bindgen_ty_2 = ::std::os::raw::c_uint;
-pub const ATTENTION_SM90_THREADS: _bindgen_ty_3 = 384;
-pub const ATTENTION_SM90_QUERIES: _bindgen_ty_3 = 128;
-pub const ATTENTION_SM90_GROUP_QUERIES: _bindgen_ty_3 = 64;
-pub const ATTENTION_SM90_KEYS: _bindgen_ty_3 = 128;
-pub const ATTENTION_SM90_STAGES_D64: _bindgen_ty_3 = 3;
-pub const ATTENTION_SM90_STAGES_D128: _bindgen_ty_3 = 2;
-pub const ATTENTION_SM90_SHARED_D64: _bindgen_ty_3 = 115712;
-pub const ATTENTION_SM90_SHARED_D128: _bindgen_ty_3 = 164864;
-pub type _bindgen_ty_3 = ::std::os::raw::c_uint;
-pub const TIMESTEPS_MAX_DISCRETE: _bindgen_ty_4 = 16;
-pub type _bindgen_ty_4 = ::std::os::raw::c_uint;
-=======
 pub struct AdalnNorm {
     pub out: DevicePtr,
     pub shift: DevicePtr,
@@ -271,7 +207,6 @@ pub const GEMM_ANY_TILE: _bindgen_ty_7 = 64;
 pub type _bindgen_ty_7 = ::std::os::raw::c_uint;
 pub const TIMESTEPS_MAX_DISCRETE: _bindgen_ty_8 = 16;
 pub type _bindgen_ty_8 = ::std::os::raw::c_uint;
->>>>>>> cuda
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct TimestepsParams {
@@ -350,17 +285,10 @@ pub struct EulerParams {
     pub guidance: f32,
     pub dt: f32,
 }
-<<<<<<< HEAD
-pub const FLOW_THREADS: _bindgen_ty_5 = 256;
-pub type _bindgen_ty_5 = ::std::os::raw::c_uint;
-pub const HINGE_SUMS: _bindgen_ty_6 = 7;
-pub type _bindgen_ty_6 = ::std::os::raw::c_uint;
-=======
 pub const FLOW_THREADS: _bindgen_ty_9 = 256;
 pub type _bindgen_ty_9 = ::std::os::raw::c_uint;
 pub const HINGE_SUMS: _bindgen_ty_10 = 7;
 pub type _bindgen_ty_10 = ::std::os::raw::c_uint;
->>>>>>> cuda
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct HingeParams {
@@ -395,12 +323,11 @@ pub struct MseParams {
     pub factor: f32,
     pub parts: u32,
 }
-<<<<<<< HEAD
-pub const HINGE_THREADS: _bindgen_ty_7 = 256;
-pub const HINGE_CHUNK: _bindgen_ty_7 = 2048;
-pub const MSE_THREADS: _bindgen_ty_7 = 256;
-pub const MSE_MAX_PARTS: _bindgen_ty_7 = 1024;
-pub type _bindgen_ty_7 = ::std::os::raw::c_uint;
+pub const HINGE_THREADS: _bindgen_ty_11 = 256;
+pub const HINGE_CHUNK: _bindgen_ty_11 = 2048;
+pub const MSE_THREADS: _bindgen_ty_11 = 256;
+pub const MSE_MAX_PARTS: _bindgen_ty_11 = 1024;
+pub type _bindgen_ty_11 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct ConvParams {
@@ -438,14 +365,14 @@ pub struct ConvFinishParams {
     pub chunks: u32,
     pub cout: u32,
 }
-pub const CONV_THREADS: _bindgen_ty_8 = 128;
-pub const CONV_LARGE_TILE: _bindgen_ty_8 = 128;
-pub const CONV_SMALL_TILE: _bindgen_ty_8 = 64;
-pub const CONV_DEPTH: _bindgen_ty_8 = 32;
-pub const CONV_STAGES: _bindgen_ty_8 = 4;
-pub const CONV_PAD: _bindgen_ty_8 = 8;
-pub const CONV_FINISH_THREADS: _bindgen_ty_8 = 256;
-pub type _bindgen_ty_8 = ::std::os::raw::c_uint;
+pub const CONV_THREADS: _bindgen_ty_12 = 128;
+pub const CONV_LARGE_TILE: _bindgen_ty_12 = 128;
+pub const CONV_SMALL_TILE: _bindgen_ty_12 = 64;
+pub const CONV_DEPTH: _bindgen_ty_12 = 32;
+pub const CONV_STAGES: _bindgen_ty_12 = 4;
+pub const CONV_PAD: _bindgen_ty_12 = 8;
+pub const CONV_FINISH_THREADS: _bindgen_ty_12 = 256;
+pub type _bindgen_ty_12 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct HeadLogitsParams {
@@ -485,16 +412,9 @@ pub struct HeadLogitsFinishParams {
     pub width: u32,
     pub unused: u32,
 }
-pub const HEAD_LOGITS_WARPS: _bindgen_ty_9 = 8;
-pub const HEAD_LOGITS_SLICES: _bindgen_ty_9 = 8;
-pub type _bindgen_ty_9 = ::std::os::raw::c_uint;
-=======
-pub const HINGE_THREADS: _bindgen_ty_11 = 256;
-pub const HINGE_CHUNK: _bindgen_ty_11 = 2048;
-pub const MSE_THREADS: _bindgen_ty_11 = 256;
-pub const MSE_MAX_PARTS: _bindgen_ty_11 = 1024;
-pub type _bindgen_ty_11 = ::std::os::raw::c_uint;
->>>>>>> cuda
+pub const HEAD_LOGITS_WARPS: _bindgen_ty_13 = 8;
+pub const HEAD_LOGITS_SLICES: _bindgen_ty_13 = 8;
+pub type _bindgen_ty_13 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct PatchParams {
@@ -506,13 +426,8 @@ pub struct PatchParams {
     pub width: u32,
     pub patch: u32,
 }
-<<<<<<< HEAD
-pub const PATCH_THREADS: _bindgen_ty_10 = 256;
-pub type _bindgen_ty_10 = ::std::os::raw::c_uint;
-=======
-pub const PATCH_THREADS: _bindgen_ty_12 = 256;
-pub type _bindgen_ty_12 = ::std::os::raw::c_uint;
->>>>>>> cuda
+pub const PATCH_THREADS: _bindgen_ty_14 = 256;
+pub type _bindgen_ty_14 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct PosEmbedParams {
@@ -538,13 +453,8 @@ pub struct TimestepEmbeddingParams {
     pub pooled_width: u32,
     pub unused: u32,
 }
-<<<<<<< HEAD
-pub const EMBED_THREADS: _bindgen_ty_11 = 256;
-pub type _bindgen_ty_11 = ::std::os::raw::c_uint;
-=======
-pub const EMBED_THREADS: _bindgen_ty_13 = 256;
-pub type _bindgen_ty_13 = ::std::os::raw::c_uint;
->>>>>>> cuda
+pub const EMBED_THREADS: _bindgen_ty_15 = 256;
+pub type _bindgen_ty_15 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct NormParams {
@@ -588,17 +498,10 @@ pub struct AdamwParams {
     pub lr_index: u32,
     pub unused: u32,
 }
-<<<<<<< HEAD
-pub const ADAMW_THREADS: _bindgen_ty_12 = 256;
-pub const NORM_THREADS: _bindgen_ty_12 = 256;
-pub const NORM_MAX_PARTS: _bindgen_ty_12 = 1024;
-pub type _bindgen_ty_12 = ::std::os::raw::c_uint;
-=======
-pub const ADAMW_THREADS: _bindgen_ty_14 = 256;
-pub const NORM_THREADS: _bindgen_ty_14 = 256;
-pub const NORM_MAX_PARTS: _bindgen_ty_14 = 1024;
-pub type _bindgen_ty_14 = ::std::os::raw::c_uint;
->>>>>>> cuda
+pub const ADAMW_THREADS: _bindgen_ty_16 = 256;
+pub const NORM_THREADS: _bindgen_ty_16 = 256;
+pub const NORM_MAX_PARTS: _bindgen_ty_16 = 1024;
+pub type _bindgen_ty_16 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct FillParams {
@@ -614,10 +517,5 @@ pub struct CastParams {
     pub x: DevicePtr,
     pub out: DevicePtr,
 }
-<<<<<<< HEAD
-pub const MEMORY_THREADS: _bindgen_ty_13 = 256;
-pub type _bindgen_ty_13 = ::std::os::raw::c_uint;
-=======
-pub const MEMORY_THREADS: _bindgen_ty_15 = 256;
-pub type _bindgen_ty_15 = ::std::os::raw::c_uint;
->>>>>>> cuda
+pub const MEMORY_THREADS: _bindgen_ty_17 = 256;
+pub type _bindgen_ty_17 = ::std::os::raw::c_uint;
