@@ -3,6 +3,11 @@
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    // Tests that need a GPU are ignored, and counted as such, where there is none.
+    println!("cargo::rustc-check-cfg=cfg(gpu)");
+    if ["/dev/nvidia0", "/dev/dxg"].iter().any(|device| std::path::Path::new(device).exists()) {
+        println!("cargo::rustc-cfg=gpu");
+    }
     #[cfg(feature = "emulator")]
     emulator::build();
     #[cfg(feature = "cuda")]

@@ -66,8 +66,12 @@ __device__ __forceinline__ void adversarial(const HingeParams& p) {
     float sums[HINGE_SUMS] = {};
 
     for (uint64_t i = begin + threadIdx.x * WIDTH; i < end; i += HINGE_THREADS * WIDTH) {
-        float fake[WIDTH], real[WIDTH] = {}, slope[WIDTH], slope_g[WIDTH], pull[WIDTH] = {};
+        // Logits of each group, then in their place the discriminator's gradient; absent groups stay 0.
+        float fake[WIDTH], slope_g[WIDTH], real[WIDTH] = {}, mismatch[WIDTH] = {}, perturbed[WIDTH] = {};
         load<WIDTH>(logits + i, fake);
+        if (p.real) load<WIDTH>(logits + p.real * p.per_group + i, real);
+        if (p.mismatch) load<WIDTH>(logits + p.mismatch * p.per_group + i, mismatch);
+        if (p.perturbed) load<WIDTH>(logits + p.perturbed * p.per_group + i, perturbed);
 #pragma unroll
         for (int j = 0; j < WIDTH; j++) {
             const Term d = Loss::discriminator(fake[j], -1.0f);
@@ -76,49 +80,37 @@ __device__ __forceinline__ void adversarial(const HingeParams& p) {
             sums[LOSS_G] += g.value;
             sums[MEAN_FAKE] += fake[j];
             sums[ACCURACY_FAKE] += fake[j] < 0.0f ? 1.0f : 0.0f;
-            slope[j] = p.weight_d * d.slope;
+            fake[j] = p.weight_d * d.slope;
             slope_g[j] = p.weight_g * g.slope;
-        }
-        if (d_d) store<WIDTH>(d_d + i, slope);
-        if (d_g) store<WIDTH>(d_g + i, slope_g);
-
-        if (p.real) load<WIDTH>(logits + p.real * p.per_group + i, real);
-        if (p.perturbed) {
-            const uint64_t index = p.perturbed * p.per_group + i;
-            float perturbed[WIDTH];
-            load<WIDTH>(logits + index, perturbed);
-#pragma unroll
-            for (int j = 0; j < WIDTH; j++) {
-                const float difference = real[j] - perturbed[j];
-                sums[PENALTY_R1] += difference * difference;
-                pull[j] = p.weight_d * 2.0f * p.r1_weight * difference;
-                slope[j] = -pull[j];
-            }
-            if (d_d) store<WIDTH>(d_d + index, slope);
         }
         if (p.real) {
 #pragma unroll
             for (int j = 0; j < WIDTH; j++) {
                 const Term d = Loss::discriminator(real[j], 1.0f);
+                const float difference = p.perturbed ? real[j] - perturbed[j] : 0.0f;
+                const float pull = p.weight_d * 2.0f * p.r1_weight * difference;
                 sums[LOSS_D] += d.value;
                 sums[MEAN_REAL] += real[j];
                 sums[ACCURACY_REAL] += real[j] > 0.0f ? 1.0f : 0.0f;
-                slope[j] = p.weight_d * d.slope + pull[j];
+                sums[PENALTY_R1] += difference * difference;
+                real[j] = p.weight_d * d.slope + pull;
+                perturbed[j] = -pull;
             }
-            if (d_d) store<WIDTH>(d_d + p.real * p.per_group + i, slope);
         }
         if (p.mismatch) {
-            const uint64_t index = p.mismatch * p.per_group + i;
-            float mismatch[WIDTH];
-            load<WIDTH>(logits + index, mismatch);
 #pragma unroll
             for (int j = 0; j < WIDTH; j++) {
                 const Term d = Loss::discriminator(mismatch[j], -1.0f);
                 sums[LOSS_D] += p.mismatch_weight * d.value;
-                slope[j] = p.weight_d * p.mismatch_weight * d.slope;
+                mismatch[j] = p.weight_d * p.mismatch_weight * d.slope;
             }
-            if (d_d) store<WIDTH>(d_d + index, slope);
         }
+        if (d_g) store<WIDTH>(d_g + i, slope_g);
+        if (!d_d) continue;
+        store<WIDTH>(d_d + i, fake);
+        if (p.real) store<WIDTH>(d_d + p.real * p.per_group + i, real);
+        if (p.mismatch) store<WIDTH>(d_d + p.mismatch * p.per_group + i, mismatch);
+        if (p.perturbed) store<WIDTH>(d_d + p.perturbed * p.per_group + i, perturbed);
     }
     sums[LOSS_D] += p.r1_weight * sums[PENALTY_R1];
 

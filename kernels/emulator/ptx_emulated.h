@@ -136,6 +136,16 @@ inline void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], i
 inline uint32_t smem_u32(const void* p) { return emu::saddr(p); }
 inline void keep_packed(uint4&) {}
 inline float ex2(float x) { return exp2f(x); }
+inline uint4 load_16_bytes(const void* from) {
+  EMU_CHECK(uintptr_t(from) % 16 == 0, "16-byte load from an address that is no multiple of 16");
+  uint4 v; memcpy(&v, from, 16); return v;
+}
+inline void store_16_bytes(void* to, uint4 value) {
+  EMU_CHECK(uintptr_t(to) % 16 == 0, "16-byte store to an address that is no multiple of 16");
+  const uint8_t* at = (const uint8_t*)to;
+  EMU_CHECK(at + 16 <= emu::B->smem || at >= emu::B->smem + emu::B->smem_bytes, "store to global memory aims at shared memory");
+  memcpy(to, &value, 16);
+}
 inline void named_bar_sync(int id, unsigned n, EMU_LINE) { emu::bar_sync(id, n, line); }
 inline void named_bar_arrive(int id, unsigned n) { emu::bar_arrive(id, n); }
 inline bool elect_one(EMU_LINE) { emu::ballot(0xffffffffu, true, line); return emu::lane() == 0; }

@@ -31,6 +31,16 @@ PTX float ex2(float x) {
     return y;
 }
 
+// 16 bytes at an address that is a multiple of 16; the emulator checks that. The store goes to global memory and is an
+// instruction of its own: the compiler takes a vector apart where it rewrites the address, and does not always put it
+// together again.
+PTX uint4 load_16_bytes(const void* from) { return *reinterpret_cast<const uint4*>(from); }
+PTX void store_16_bytes(void* to, uint4 value) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+                 ::"l"(__cvta_generic_to_global(to)), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
+                 : "memory");
+}
+
 // ---- warps ------------------------------------------------------------------------------------------------------
 
 // True in one lane of a converged warp.

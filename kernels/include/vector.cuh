@@ -11,7 +11,7 @@ __device__ __forceinline__ T* at(uint64_t address) { return reinterpret_cast<T*>
 template <int WIDTH>
 __device__ __forceinline__ void load(const bf16* from, float (&to)[WIDTH]) {
     if constexpr (WIDTH == 8) {
-        uint4 raw = *reinterpret_cast<const uint4*>(from);
+        uint4 raw = load_16_bytes(from);
         uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -28,8 +28,8 @@ __device__ __forceinline__ void load(const bf16* from, float (&to)[WIDTH]) {
 template <int WIDTH>
 __device__ __forceinline__ void store(bf16* to, const float (&from)[WIDTH]) {
     if constexpr (WIDTH == 8) {
-        *reinterpret_cast<uint4*>(to) = make_uint4(pack_bf16(from[0], from[1]), pack_bf16(from[2], from[3]),
-                                                   pack_bf16(from[4], from[5]), pack_bf16(from[6], from[7]));
+        store_16_bytes(to, make_uint4(pack_bf16(from[0], from[1]), pack_bf16(from[2], from[3]), pack_bf16(from[4], from[5]),
+                                      pack_bf16(from[6], from[7])));
     } else {
 #pragma unroll
         for (int i = 0; i < WIDTH; i++) to[i] = __float2bfloat16_rn(from[i]);
@@ -41,8 +41,11 @@ __device__ __forceinline__ void load(const float* from, float (&to)[WIDTH]) {
     if constexpr (WIDTH % 4 == 0) {
 #pragma unroll
         for (int i = 0; i < WIDTH; i += 4) {
-            float4 raw = *reinterpret_cast<const float4*>(from + i);
-            to[i] = raw.x; to[i + 1] = raw.y; to[i + 2] = raw.z; to[i + 3] = raw.w;
+            uint4 raw = load_16_bytes(from + i);
+            to[i] = __uint_as_float(raw.x);
+            to[i + 1] = __uint_as_float(raw.y);
+            to[i + 2] = __uint_as_float(raw.z);
+            to[i + 3] = __uint_as_float(raw.w);
         }
     } else {
 #pragma unroll
@@ -54,7 +57,10 @@ template <int WIDTH>
 __device__ __forceinline__ void store(float* to, const float (&from)[WIDTH]) {
     if constexpr (WIDTH % 4 == 0) {
 #pragma unroll
-        for (int i = 0; i < WIDTH; i += 4) *reinterpret_cast<float4*>(to + i) = make_float4(from[i], from[i + 1], from[i + 2], from[i + 3]);
+        for (int i = 0; i < WIDTH; i += 4) {
+            store_16_bytes(to + i, make_uint4(__float_as_uint(from[i]), __float_as_uint(from[i + 1]), __float_as_uint(from[i + 2]),
+                                              __float_as_uint(from[i + 3])));
+        }
     } else {
 #pragma unroll
         for (int i = 0; i < WIDTH; i++) to[i] = from[i];

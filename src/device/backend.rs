@@ -260,7 +260,8 @@ pub trait Backend: Send + Sync + Sized + std::fmt::Debug + 'static {
         lse: &mut Self::Stat,
     );
 
-    /// Gradients of `q`, `k`, `v` from those of both outputs. `dq` is written for the asking tokens only.
+    /// Gradients of `q`, `k`, `v` from those of both outputs. `dq` is written for the asking tokens only. An absent output
+    /// or gradient counts as zeros.
     fn attention_backward(
         &self,
         shape: &AttentionShape,

@@ -18,7 +18,7 @@ fn the_bindings_are_those_of_the_header() {
         eprintln!("skipped: libclang is not installed (Debian: libclang1, pip: libclang with LIBCLANG_PATH)");
         return;
     }
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = crate::root();
     let bindings = bindgen::Builder::default()
         .header(root.join("kernels/abi.h").display().to_string())
         .clang_arg("-xc")

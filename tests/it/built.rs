@@ -11,7 +11,7 @@ const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90a"];
 
 #[test]
 fn every_kernel_is_built_for_every_architecture() {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let folder = crate::root().join("kernels");
     let mut found = 0;
     for (file, _) in FATBINS {
         let source = std::fs::read_to_string(folder.join(format!("{file}.cu"))).unwrap();
@@ -34,7 +34,7 @@ fn every_kernel_is_built_for_every_architecture() {
 
 /// The disassembler beside nvcc, if it is there.
 fn cuobjdump() -> Option<PathBuf> {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let root = crate::root();
     let wheels = std::fs::read_dir(root.join(".nvcc/lib")).into_iter().flatten().filter_map(Result::ok);
     let wheels = wheels.map(|python| python.path().join("site-packages/nvidia/cu13/bin/cuobjdump"));
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -69,6 +69,9 @@ fn machine_code(cuobjdump: &PathBuf, file: &str, fatbin: &[u8], arch: &str) -> B
 const EXPECTED: [(&str, &str, &str); 4] =
     [("_x8", "sm_80", "E.128"), ("_x8", "sm_90a", "E.128"), ("_x4", "sm_80", "E.128"), ("_x4", "sm_90a", "E.128")];
 
+/// Kernels that may use local memory: the range reduction of the double-precision sine keeps an array there.
+const LOCAL_MEMORY: [&str; 1] = ["timestep_embedding"];
+
 #[test]
 fn the_machine_code_holds_the_instructions_it_was_written_for() {
     let Some(cuobjdump) = cuobjdump() else {
@@ -81,6 +84,9 @@ fn the_machine_code_holds_the_instructions_it_was_written_for() {
             let functions = machine_code(&cuobjdump, file, fatbin, arch);
             assert!(!functions.is_empty(), "kernels/{file}.cu: no machine code for {arch}");
             for (name, code) in &functions {
+                if LOCAL_MEMORY.contains(&name.as_str()) {
+                    continue;
+                }
                 for local in ["LDL", "STL"] {
                     assert!(
                         !code.contains(&format!("{local}.")) && !code.contains(&format!(" {local} ")),

@@ -5,6 +5,7 @@ mod abi;
 mod built;
 mod catalogue;
 mod cli;
+mod cuda;
 mod determinism;
 mod devices;
 mod golden;
@@ -13,3 +14,8 @@ mod ladd;
 mod model;
 mod operations;
 mod rig;
+
+/// The project's folder. `LADD_FAST_ROOT` names another one, for a test binary that was carried to another machine.
+fn root() -> std::path::PathBuf {
+    std::env::var_os("LADD_FAST_ROOT").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), Into::into)
+}

@@ -17,9 +17,14 @@ mod qk_norm;
 
 use crate::golden;
 
-/// Makes a test on every backend of each function `fn(&impl Backend, Tolerance)`.
+/// Makes a test on every backend of each function `fn(&impl Backend, Tolerance)`: the CPU in f32 and f64, the emulated CUDA
+/// device under every schedule, and the GPU, whose tests are ignored where there is none. `chains:` is for many operations
+/// in a row, whose roundings to bf16 add up.
 macro_rules! on_every_backend {
-    ($($test:ident),+ $(,)?) => {
+    (chains: $($test:ident),+ $(,)?) => {
+        crate::operations::on_every_backend!(@ crate::golden::Tolerance::Bf16Chain, crate::devices::emulated_twice(), $($test),+);
+    };
+    (@ $bf16:expr, $emulated:expr, $($test:ident),+) => {
         mod cpu_f32 {
             $(#[test]
             fn $test() {
@@ -35,20 +40,20 @@ macro_rules! on_every_backend {
         mod cuda_emulated {
             $(#[test]
             fn $test() {
-                for cuda in crate::devices::emulated() {
-                    super::$test(&cuda, crate::golden::Tolerance::Bf16);
-                }
+                $emulated.for_each(|cuda| super::$test(&cuda, $bf16));
             })+
         }
         #[cfg(feature = "cuda")]
-        mod cuda {
+        mod cuda_gpu {
             $(#[test]
+            #[cfg_attr(not(gpu), ignore = "needs a GPU")]
             fn $test() {
-                if let Some(cuda) = crate::devices::gpu() {
-                    super::$test(&cuda, crate::golden::Tolerance::Bf16);
-                }
+                super::$test(&crate::devices::gpu(), $bf16);
             })+
         }
+    };
+    ($($test:ident),+ $(,)?) => {
+        crate::operations::on_every_backend!(@ crate::golden::Tolerance::Bf16, crate::devices::emulated(), $($test),+);
     };
 }
 pub(crate) use on_every_backend;

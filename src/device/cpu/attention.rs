@@ -15,7 +15,7 @@ const BLOCK_QUERIES: usize = 64;
 
 /// Rows of one stream inside the joint sequence.
 struct Streams<'a, T> {
-    image: &'a [T],
+    image: Option<&'a [T]>,
     text: Option<&'a [T]>,
     shape: AttentionShape,
 }
@@ -25,13 +25,10 @@ impl<T: Real> Streams<'_, T> {
     fn gather(&self, b: usize, head: usize, out: &mut [T]) {
         let AttentionShape { heads, head_dim: d, image, text, .. } = self.shape;
         for (s, out) in out.chunks_exact_mut(d).enumerate() {
-            if s < image {
-                out.copy_from_slice(&self.image[((b * image + s) * heads + head) * d..][..d]);
-            } else {
-                match self.text {
-                    Some(rows) => out.copy_from_slice(&rows[((b * text + s - image) * heads + head) * d..][..d]),
-                    None => out.fill(T::ZERO),
-                }
+            let (stream, tokens, token) = if s < image { (self.image, image, s) } else { (self.text, text, s - image) };
+            match stream {
+                Some(rows) => out.copy_from_slice(&rows[((b * tokens + token) * heads + head) * d..][..d]),
+                None => out.fill(T::ZERO),
             }
         }
     }
@@ -106,8 +103,8 @@ pub fn attention_backward<T: Real>(
     let AttentionShape { batch, heads, head_dim: d, .. } = *shape;
     let (keys, queries) = (shape.keys(), shape.queries());
     let scale = T::ONE / T::from_f64(d as f64).sqrt();
-    let out = Streams { image: out[0].unwrap_or(&[]), text: out[1], shape: *shape };
-    let d_out = Streams { image: d_out[0].unwrap_or(&[]), text: d_out[1], shape: *shape };
+    let out = Streams { image: out[0], text: out[1], shape: *shape };
+    let d_out = Streams { image: d_out[0], text: d_out[1], shape: *shape };
     let [dq, dk, dv] = d_qkv.map(|x| x[..batch * heads * keys * d].par_chunks_mut(keys * d));
     dq.zip(dk).zip(dv).enumerate().for_each_init(Vec::new, |scratch: &mut Vec<T>, (task, ((dq, dk), dv))| {
         let (b, head) = (task / heads, task % heads);

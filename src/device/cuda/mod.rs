@@ -46,6 +46,7 @@ pub struct Cuda {
     /// The first failure; every later operation is dropped, and the next wait reports it.
     failed: Mutex<Option<DeviceError>>,
     scratch: Mutex<Scratch>,
+    replays: bool,
 }
 
 /// A step on its way to being replayed: see [`Backend::replay`].
@@ -70,7 +71,7 @@ struct Scratch {
 impl Cuda {
     /// The backend over a driver.
     pub fn new(driver: Arc<dyn Driver>) -> Self {
-        Self { driver, failed: Mutex::default(), scratch: Mutex::default() }
+        Self { driver, failed: Mutex::default(), scratch: Mutex::default(), replays: true }
     }
 
     /// The backend on a GPU of this machine.
@@ -80,6 +81,12 @@ impl Cuda {
     #[cfg(feature = "cuda")]
     pub fn open(ordinal: usize) -> Result<Self, DeviceError> {
         Ok(Self::new(Arc::new(real::Real::open(ordinal)?)))
+    }
+
+    /// Runs every step as it is instead of replaying a recording of it, for profilers and tests.
+    #[must_use]
+    pub fn without_replay(self) -> Self {
+        Self { replays: false, ..self }
     }
 
     /// What the device can do.
@@ -106,6 +113,11 @@ impl Cuda {
             Ok(failed) => failed.clone().map_or(Ok(()), Err),
             Err(_) => Ok(()),
         }
+    }
+
+    /// Fails an operation that no kernel can do.
+    fn refuse(&self, what: &str, cause: String) {
+        self.note::<()>(Err(DeviceError::Failed { device: self.properties().name.clone(), what: what.to_owned(), cause }));
     }
 
     /// Queues a kernel that takes one parameter struct.
@@ -224,6 +236,7 @@ impl Backend for Cuda {
 
     fn replay(&self, recording: &mut Recording, work: impl FnOnce()) {
         match recording {
+            _ if !self.replays => work(),
             // The first time runs as it is: scratch memory grows to its size, algorithms are chosen.
             Recording::Empty => {
                 work();

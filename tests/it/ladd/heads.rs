@@ -8,7 +8,7 @@ use crate::lab::same_bits;
 use crate::operations::on_every_backend;
 use crate::rig::{data, stat};
 
-on_every_backend!(heads);
+on_every_backend!(chains: heads);
 
 /// Operands of a case.
 struct Given<B: Backend> {

@@ -9,7 +9,7 @@ use crate::golden::{Golden, Tolerance, cases, close};
 use crate::operations::on_every_backend;
 use crate::rig::{Rig, stat};
 
-on_every_backend!(euler, renoise);
+on_every_backend!(chains: euler, renoise);
 
 const FIRST_SAMPLE: u32 = 3;
 

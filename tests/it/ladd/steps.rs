@@ -11,7 +11,7 @@ use crate::golden::{Golden, Tolerance, cases};
 use crate::lab::same_bits;
 use crate::operations::on_every_backend;
 
-on_every_backend!(golden_steps, checkpointing_changes_no_bit);
+on_every_backend!(chains: golden_steps, checkpointing_changes_no_bit);
 
 fn script(case: &Golden) -> Script {
     let ladd = &case.config["ladd"];

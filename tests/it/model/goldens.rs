@@ -8,7 +8,7 @@ use crate::lab::same_bits;
 use crate::operations::on_every_backend;
 use crate::rig::{HostInputs, Options, Results, Rig, Upstream};
 
-on_every_backend!(blocks_and_models);
+on_every_backend!(chains: blocks_and_models);
 
 fn inputs(case: &Golden) -> HostInputs {
     let [latent, t, context, pooled] = ["latent", "t", "context", "pooled"].map(|name| case.input(name));
