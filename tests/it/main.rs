@@ -11,6 +11,7 @@ mod devices;
 mod golden;
 mod lab;
 mod ladd;
+mod map;
 mod model;
 mod operations;
 mod rig;
