@@ -8,6 +8,7 @@ mod cli;
 mod cuda;
 mod determinism;
 mod devices;
+mod emulator;
 mod golden;
 mod lab;
 mod ladd;
