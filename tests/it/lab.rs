@@ -100,13 +100,6 @@ impl Arena {
         offset
     }
 
-    /// Adds a tensor where the real networks' layouts put them: at a multiple of 64 elements.
-    pub fn add_aligned(&mut self, values: &[f32]) -> usize {
-        let offset = (self.values.len() + GAP).next_multiple_of(64);
-        self.values.resize(offset - GAP, f32::NAN);
-        self.add(values)
-    }
-
     /// Adds a dense layer.
     pub fn linear(&mut self, weight: &[f32], bias: &[f32]) -> Linear {
         let (outputs, inputs) = (bias.len(), weight.len() / bias.len());
