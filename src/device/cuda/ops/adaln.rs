@@ -79,8 +79,8 @@ fn wide(params: &mut AdalnParams) -> bool {
         rows.extend([branch.y, branch.d_y]);
         table.push(branch.gate);
     }
-    params.table_aligned = (aligned(&table) && params.stride % ADALN_WIDTH == 0).into();
-    aligned(&rows) && params.hidden % ADALN_WIDTH == 0 && params.hidden <= ADALN_WIDTH * ADALN_MAX_THREADS
+    params.table_aligned = (aligned(&table) && params.stride.is_multiple_of(ADALN_WIDTH)).into();
+    aligned(&rows) && params.hidden.is_multiple_of(ADALN_WIDTH) && params.hidden <= ADALN_WIDTH * ADALN_MAX_THREADS
 }
 
 /// Cuts every sample's tokens into blocks and returns the grid.
