@@ -10,6 +10,9 @@
 // queued before the product with the values of this one, so that tensor cores work during the softmax.
 #include "include/attention.cuh"
 
+// Other architectures have neither TMA nor wgmma; there the kernels are empty and never launched.
+#if defined(LADD_EMULATOR) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
 constexpr int WARPGROUP = 128;
 constexpr int QUERIES = ATTENTION_SM90_QUERIES;
 constexpr int GROUP_QUERIES = ATTENTION_SM90_GROUP_QUERIES;     // rows of one wgmma
@@ -147,8 +150,8 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const AttentionParams
     softmax.update(scores, scale, rescale);
     pack_strip(p, scores);
 
+    if (tiles > 1) mbar_wait(&shared.k_full[k_at.stage], k_at.phase);
     for (int tile = 1; tile < tiles; tile++) {
-        mbar_wait(&shared.k_full[k_at.stage], k_at.phase);
         queue_scores<D>(scores, q, shared.k[k_at.stage]);
         mbar_wait(&shared.v_full[v_at.stage], v_at.phase);
         queue_output<D>(out, p, shared.v[v_at.stage]);
@@ -161,6 +164,10 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const AttentionParams
         const int left = keys - tile * TILES.keys;
         if (left < TILES.keys) mask_columns(scores, left, -INFINITY);
         softmax.update(scores, scale, rescale);
+
+        // The next keys are awaited here and not where they are used: within one basic block ptxas moves the wait below up
+        // before the exponentials, and then nothing overlaps. The loop of this wait separates them.
+        if (tile + 1 < tiles) mbar_wait(&shared.k_full[k_at.stage], k_at.phase);
 
         // Both are complete: results may be rescaled, probabilities replaced.
         wgmma_wait<0>();
@@ -225,8 +232,6 @@ __device__ __forceinline__ void attention(const CUtensorMap* q_map, const CUtens
     }
 }
 
-// Other architectures have neither TMA nor wgmma; there the kernels are empty and never launched.
-#if defined(LADD_EMULATOR) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define ATTENTION_BODY(D) attention<D>(&q_map, &k_map, &v_map, params)
 #else
 #define ATTENTION_BODY(D)
