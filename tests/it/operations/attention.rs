@@ -382,6 +382,17 @@ fn portable_kernels_serve_every_call() {
 }
 
 #[test]
+fn keys_that_nobody_asks_get_no_gradient() {
+    for schedule in Schedule::ALL {
+        let cuda = Kernels::Portable.device(schedule);
+        let shape = AttentionShape { batch: 2, heads: 2, head_dim: 64, image: 0, text: 70, text_queries: false };
+        let got = run(&Lab::new(&cuda), &shape, random(&shape).each_ref().map(|values| &values[..]));
+        assert!(got.lse.iter().chain(&got.out_text).chain(&got.d_qkv[0]).all(|v| v.is_nan()), "something was written for a query");
+        assert!(got.d_qkv[1].iter().chain(&got.d_qkv[2]).all(|v| *v == 0.0), "a key got a gradient");
+    }
+}
+
+#[test]
 #[should_panic(expected = "attention with head_dim 136")]
 fn too_wide_heads_are_refused() {
     let cuda = Kernels::Hopper.device(Schedule::default());
