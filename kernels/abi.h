@@ -337,6 +337,95 @@ enum {
 
 /* ---- head_conv.cu ----------------------------------------------------------------------------------------------- */
 
+/* y of a 3x3 convolution, or the gradient of its input. */
+typedef struct ConvParams {
+    DevicePtr source;       /* bf16 [tokens, cin]: x of the forward; [tokens, cout]: dy of the backward */
+    DevicePtr weight;       /* bf16 [cout, 3, 3, cin] */
+    DevicePtr bias;         /* bf16 [cout] of the forward, or 0 */
+    DevicePtr out;          /* bf16 [tokens, cout]: y; [tokens, cin]: dx */
+    uint32_t tokens;        /* samples * rows * columns */
+    uint32_t rows;
+    uint32_t columns;
+    uint32_t cin;
+    uint32_t cout;
+    uint32_t accumulate;    /* whether the result is added to `out` */
+} ConvParams;
+
+/* Gradients of weight and bias, one partial sum per chunk of tokens. */
+typedef struct ConvWeightParams {
+    DevicePtr x;            /* bf16 [tokens, cin] */
+    DevicePtr dy;           /* bf16 [tokens, cout] */
+    DevicePtr partial;      /* f32 [chunks, cout * 9 * cin + cout]: dweight, then dbias */
+    uint32_t tokens;
+    uint32_t chunk;         /* tokens of a chunk, a multiple of CONV_DEPTH */
+    uint32_t rows;
+    uint32_t columns;
+    uint32_t cin;
+    uint32_t cout;
+} ConvWeightParams;
+
+/* Adds the chunks' partial sums to the gradients. */
+typedef struct ConvFinishParams {
+    uint64_t weights;       /* cout * 9 * cin */
+    DevicePtr partial;      /* f32 [chunks, weights + cout] */
+    DevicePtr d_weight;     /* f32 [weights], added to */
+    DevicePtr d_bias;       /* f32 [cout], added to */
+    uint32_t chunks;
+    uint32_t cout;
+} ConvFinishParams;
+
+/* A block makes a square of the result; CONV_DEPTH terms of its sums are in shared memory per stage. */
+enum {
+    CONV_THREADS = 128,
+    CONV_LARGE_TILE = 128,
+    CONV_SMALL_TILE = 64,
+    CONV_DEPTH = 32,
+    CONV_STAGES = 4,
+    CONV_PAD = 8,
+    CONV_FINISH_THREADS = 256
+};
+
+/* ---- head_logits.cu --------------------------------------------------------------------------------------------- */
+
+typedef struct HeadLogitsParams {
+    DevicePtr h;            /* bf16 [samples * positions, width] */
+    DevicePtr cm;           /* bf16 [samples, width] */
+    DevicePtr weight;       /* bf16 [width] */
+    DevicePtr bias;         /* bf16 [1] */
+    DevicePtr logits;       /* f32 [samples * positions] */
+    uint32_t tokens;        /* samples * positions */
+    uint32_t positions;
+    uint32_t width;
+    uint32_t unused;
+} HeadLogitsParams;
+
+typedef struct HeadLogitsBackwardParams {
+    DevicePtr h;            /* bf16 [samples * positions, width] */
+    DevicePtr cm;           /* bf16 [samples, width] */
+    DevicePtr weight;       /* bf16 [width] */
+    DevicePtr d_logits;     /* f32 [samples * positions] */
+    DevicePtr dh;           /* bf16 [samples * positions, width] */
+    DevicePtr partial;      /* f32 [samples, chunks, 2 * width + 1]: gradients of weight, cm, bias; 0 without gradients */
+    uint32_t positions;
+    uint32_t chunk;         /* positions of a chunk */
+    uint32_t width;
+    uint32_t unused;
+} HeadLogitsBackwardParams;
+
+typedef struct HeadLogitsFinishParams {
+    DevicePtr partial;      /* f32 [samples, chunks, 2 * width + 1] */
+    DevicePtr d_weight;     /* f32 [width], added to */
+    DevicePtr d_bias;       /* f32 [1], added to */
+    DevicePtr d_cm;         /* bf16 [samples, width] */
+    uint32_t samples;
+    uint32_t chunks;
+    uint32_t width;
+    uint32_t unused;
+} HeadLogitsFinishParams;
+
+/* Warps of a block; of the block that adds partial sums up, each takes its share of them for 32 columns. */
+enum { HEAD_LOGITS_WARPS = 8, HEAD_LOGITS_SLICES = 8 };
+
 /* ---- patchify.cu ------------------------------------------------------------------------------------------------ */
 
 typedef struct PatchParams {

@@ -69,6 +69,9 @@ fn machine_code(cuobjdump: &PathBuf, file: &str, fatbin: &[u8], arch: &str) -> B
 const EXPECTED: [(&str, &str, &str); 4] =
     [("_x8", "sm_80", "E.128"), ("_x8", "sm_90a", "E.128"), ("_x4", "sm_80", "E.128"), ("_x4", "sm_90a", "E.128")];
 
+/// Kernels that may use local memory: the range reduction of the double-precision sine keeps an array there.
+const LOCAL_MEMORY: [&str; 1] = ["timestep_embedding"];
+
 #[test]
 fn the_machine_code_holds_the_instructions_it_was_written_for() {
     let Some(cuobjdump) = cuobjdump() else {
@@ -81,6 +84,9 @@ fn the_machine_code_holds_the_instructions_it_was_written_for() {
             let functions = machine_code(&cuobjdump, file, fatbin, arch);
             assert!(!functions.is_empty(), "kernels/{file}.cu: no machine code for {arch}");
             for (name, code) in &functions {
+                if LOCAL_MEMORY.contains(&name.as_str()) {
+                    continue;
+                }
                 for local in ["LDL", "STL"] {
                     assert!(
                         !code.contains(&format!("{local}.")) && !code.contains(&format!(" {local} ")),

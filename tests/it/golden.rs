@@ -39,7 +39,8 @@ impl Tolerance {
         }
     }
 
-    /// The bound for an fp32 result of nothing but fp32 values (times, noise, losses, moments): bf16 plays no part in it.
+    /// The bound for an fp32 result of fp32 values (times, noise, losses, moments), or of values that the compute type
+    /// holds exactly: no rounding to bf16 plays a part in it.
     pub fn of_stat(self) -> Self {
         if matches!(self, Self::Bf16 | Self::Bf16Chain) { Self::F32 } else { self }
     }

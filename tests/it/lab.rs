@@ -9,6 +9,8 @@ use ladd_fast::device::{Backend, Linear, Storage};
 const SPARE: usize = 37;
 /// Elements between the tensors of an arena.
 const GAP: usize = 5;
+/// The tensors of a network begin at multiples of this many elements; those of an arena with gaps need not.
+const ALIGNMENT: usize = 64;
 /// What gradient arenas hold before an operation adds to them.
 const START: f32 = 0.25;
 
@@ -80,10 +82,18 @@ pub struct Arena {
 }
 
 impl Arena {
-    /// Adds a tensor and returns its offset.
+    /// Adds a tensor at an odd place and returns its offset.
     pub fn add(&mut self, values: &[f32]) -> usize {
-        self.values.resize(self.values.len() + GAP, f32::NAN);
-        let offset = self.values.len();
+        self.place(self.values.len() + GAP, values)
+    }
+
+    /// Adds a tensor where a network's layout would have it, which allows wide accesses, and returns its offset.
+    pub fn add_aligned(&mut self, values: &[f32]) -> usize {
+        self.place((self.values.len() + GAP).next_multiple_of(ALIGNMENT), values)
+    }
+
+    fn place(&mut self, offset: usize, values: &[f32]) -> usize {
+        self.values.resize(offset, f32::NAN);
         self.values.extend_from_slice(values);
         self.tensors.push(offset..self.values.len());
         offset

@@ -330,6 +330,93 @@ pub const MSE_MAX_PARTS: _bindgen_ty_11 = 1024;
 pub type _bindgen_ty_11 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct ConvParams {
+    pub source: DevicePtr,
+    pub weight: DevicePtr,
+    pub bias: DevicePtr,
+    pub out: DevicePtr,
+    pub tokens: u32,
+    pub rows: u32,
+    pub columns: u32,
+    pub cin: u32,
+    pub cout: u32,
+    pub accumulate: u32,
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct ConvWeightParams {
+    pub x: DevicePtr,
+    pub dy: DevicePtr,
+    pub partial: DevicePtr,
+    pub tokens: u32,
+    pub chunk: u32,
+    pub rows: u32,
+    pub columns: u32,
+    pub cin: u32,
+    pub cout: u32,
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct ConvFinishParams {
+    pub weights: u64,
+    pub partial: DevicePtr,
+    pub d_weight: DevicePtr,
+    pub d_bias: DevicePtr,
+    pub chunks: u32,
+    pub cout: u32,
+}
+pub const CONV_THREADS: _bindgen_ty_12 = 128;
+pub const CONV_LARGE_TILE: _bindgen_ty_12 = 128;
+pub const CONV_SMALL_TILE: _bindgen_ty_12 = 64;
+pub const CONV_DEPTH: _bindgen_ty_12 = 32;
+pub const CONV_STAGES: _bindgen_ty_12 = 4;
+pub const CONV_PAD: _bindgen_ty_12 = 8;
+pub const CONV_FINISH_THREADS: _bindgen_ty_12 = 256;
+pub type _bindgen_ty_12 = ::std::os::raw::c_uint;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct HeadLogitsParams {
+    pub h: DevicePtr,
+    pub cm: DevicePtr,
+    pub weight: DevicePtr,
+    pub bias: DevicePtr,
+    pub logits: DevicePtr,
+    pub tokens: u32,
+    pub positions: u32,
+    pub width: u32,
+    pub unused: u32,
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct HeadLogitsBackwardParams {
+    pub h: DevicePtr,
+    pub cm: DevicePtr,
+    pub weight: DevicePtr,
+    pub d_logits: DevicePtr,
+    pub dh: DevicePtr,
+    pub partial: DevicePtr,
+    pub positions: u32,
+    pub chunk: u32,
+    pub width: u32,
+    pub unused: u32,
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct HeadLogitsFinishParams {
+    pub partial: DevicePtr,
+    pub d_weight: DevicePtr,
+    pub d_bias: DevicePtr,
+    pub d_cm: DevicePtr,
+    pub samples: u32,
+    pub chunks: u32,
+    pub width: u32,
+    pub unused: u32,
+}
+pub const HEAD_LOGITS_WARPS: _bindgen_ty_13 = 8;
+pub const HEAD_LOGITS_SLICES: _bindgen_ty_13 = 8;
+pub type _bindgen_ty_13 = ::std::os::raw::c_uint;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct PatchParams {
     pub len: u64,
     pub latent: DevicePtr,
@@ -339,8 +426,8 @@ pub struct PatchParams {
     pub width: u32,
     pub patch: u32,
 }
-pub const PATCH_THREADS: _bindgen_ty_12 = 256;
-pub type _bindgen_ty_12 = ::std::os::raw::c_uint;
+pub const PATCH_THREADS: _bindgen_ty_14 = 256;
+pub type _bindgen_ty_14 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct PosEmbedParams {
@@ -366,8 +453,8 @@ pub struct TimestepEmbeddingParams {
     pub pooled_width: u32,
     pub unused: u32,
 }
-pub const EMBED_THREADS: _bindgen_ty_13 = 256;
-pub type _bindgen_ty_13 = ::std::os::raw::c_uint;
+pub const EMBED_THREADS: _bindgen_ty_15 = 256;
+pub type _bindgen_ty_15 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct NormParams {
@@ -411,10 +498,10 @@ pub struct AdamwParams {
     pub lr_index: u32,
     pub unused: u32,
 }
-pub const ADAMW_THREADS: _bindgen_ty_14 = 256;
-pub const NORM_THREADS: _bindgen_ty_14 = 256;
-pub const NORM_MAX_PARTS: _bindgen_ty_14 = 1024;
-pub type _bindgen_ty_14 = ::std::os::raw::c_uint;
+pub const ADAMW_THREADS: _bindgen_ty_16 = 256;
+pub const NORM_THREADS: _bindgen_ty_16 = 256;
+pub const NORM_MAX_PARTS: _bindgen_ty_16 = 1024;
+pub type _bindgen_ty_16 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct FillParams {
@@ -430,5 +517,5 @@ pub struct CastParams {
     pub x: DevicePtr,
     pub out: DevicePtr,
 }
-pub const MEMORY_THREADS: _bindgen_ty_15 = 256;
-pub type _bindgen_ty_15 = ::std::os::raw::c_uint;
+pub const MEMORY_THREADS: _bindgen_ty_17 = 256;
+pub type _bindgen_ty_17 = ::std::os::raw::c_uint;

@@ -116,7 +116,6 @@ impl Cuda {
     }
 
     /// Fails an operation that no kernel can do.
-    #[expect(dead_code, reason = "used by the launchers that are merged next")]
     fn refuse(&self, what: &str, cause: String) {
         self.note::<()>(Err(DeviceError::Failed { device: self.properties().name.clone(), what: what.to_owned(), cause }));
     }

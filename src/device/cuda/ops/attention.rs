@@ -18,6 +18,16 @@ const WIDEST_HEAD: usize = 128;
 /// Columns of a swizzle row of 128 bytes: what one copy of a tensor map moves.
 const PANEL: u32 = 64;
 
+/// Whether the kernels take this head width; fails the operation where they do not.
+fn takes_head(cuda: &Cuda, shape: &AttentionShape) -> bool {
+    let fits = (1..=WIDEST_HEAD).contains(&shape.head_dim);
+    if !fits {
+        let cause = format!("head_dim {} is too wide: the kernels take 1 to {WIDEST_HEAD}; use --device cpu", shape.head_dim);
+        cuda.refuse("attention", cause);
+    }
+    fits
+}
+
 /// Which variants of the kernels fit a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Variant {
@@ -30,7 +40,6 @@ struct Variant {
 impl Variant {
     fn of(shape: &AttentionShape, addresses: &[Address]) -> Self {
         let AttentionShape { batch, heads, head_dim, image, text, .. } = *shape;
-        assert!((1..=WIDEST_HEAD).contains(&head_dim), "attention with head_dim {head_dim}; the kernels take 1 to {WIDEST_HEAD}");
         assert!(shape.keys() <= i32::MAX as usize, "attention over {image} + {text} tokens; the kernels count them in 31 bits");
         let largest = usize::from(u16::MAX);
         assert!(batch <= largest && heads <= largest, "attention of {batch} samples with {heads} heads; a grid takes {largest} of each");
@@ -86,6 +95,9 @@ pub fn attention(
     out_text: Option<&mut Buffer<bf16>>,
     lse: &mut Buffer<f32>,
 ) {
+    if !takes_head(cuda, shape) {
+        return;
+    }
     let joint = joint_len(shape);
     let [image_len, text_len] = stream_lens(shape);
     let [q, k, v] = qkv.map(|tensor| checked("attention, q, k or v", tensor, joint));
@@ -153,6 +165,9 @@ pub fn attention_backward(
     d_out: [Option<&Buffer<bf16>>; 2],
     d_qkv: [&mut Buffer<bf16>; 3],
 ) {
+    if !takes_head(cuda, shape) {
+        return;
+    }
     let joint = joint_len(shape);
     let rows = shape.batch * shape.heads * shape.keys();
     let lens = stream_lens(shape);
