@@ -26,6 +26,8 @@ pub enum Tolerance {
     Bf16,
     /// The same for whole passes: a rounding to bf16 errs by up to 2^-9, and those of the operations in a row add up.
     Bf16Chain,
+    /// The same for gradients that pass a kink: a leaky ReLU's input that is rounded across zero changes its slope fivefold.
+    Bf16Kinks,
 }
 
 impl Tolerance {
@@ -36,20 +38,26 @@ impl Tolerance {
             Self::F64 => 1e-6,
             Self::Bf16 => 4e-3,
             Self::Bf16Chain => 3e-2,
+            Self::Bf16Kinks => 1e-1,
         }
     }
 
     /// The bound for an fp32 result of fp32 values (times, noise, losses, moments), or of values that the compute type
     /// holds exactly: no rounding to bf16 plays a part in it.
     pub fn of_stat(self) -> Self {
-        if matches!(self, Self::Bf16 | Self::Bf16Chain) { Self::F32 } else { self }
+        if matches!(self, Self::Bf16 | Self::Bf16Chain | Self::Bf16Kinks) { Self::F32 } else { self }
+    }
+
+    /// The bound for gradients behind the heads' leaky ReLUs or the hinge.
+    pub fn through_kinks(self) -> Self {
+        if self == Self::Bf16Chain { Self::Bf16Kinks } else { self }
     }
 
     /// `values` as the backend's compute type holds them.
     pub fn held(self, values: &[f32]) -> Vec<f32> {
         match self {
             Self::F32 | Self::F64 => values.to_vec(),
-            Self::Bf16 | Self::Bf16Chain => values.iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect(),
+            Self::Bf16 | Self::Bf16Chain | Self::Bf16Kinks => values.iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect(),
         }
     }
 }

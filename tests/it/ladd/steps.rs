@@ -122,7 +122,7 @@ fn compare_losses<B: Backend>(case: &Golden, stage: &Stage<'_, B>, script: &Scri
 }
 
 fn compare_networks<B: Backend>(case: &Golden, stage: &Stage<'_, B>, tolerance: Tolerance) {
-    let b = stage.b;
+    let (b, tolerance) = (stage.b, tolerance.through_kinks());
     let layouts = [&stage.student_model.layout().arena, stage.heads_model.arena()];
     for ((side, network), layout) in [("student", &stage.student), ("heads", &stage.heads)].into_iter().zip(layouts) {
         case.compare(&format!("out.{side}_norm"), &b.download_stat(network.norm.all()).unwrap(), tolerance);
@@ -133,7 +133,8 @@ fn compare_networks<B: Backend>(case: &Golden, stage: &Stage<'_, B>, tolerance: 
             }
         }
         let params = b.download_data(network.params.all()).unwrap();
-        same_bits("weights in the compute type", &params, &b.download_stat(network.master.all()).unwrap());
+        let master = b.download_stat(network.master.all()).unwrap();
+        same_bits("weights in the compute type", &params, &tolerance.held(&master));
     }
     let ema = b.download_stat(stage.student.ema.as_ref().unwrap().all()).unwrap();
     for (entry, values) in layouts[0].scatter(&ema) {
