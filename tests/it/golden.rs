@@ -26,8 +26,6 @@ pub enum Tolerance {
     Bf16,
     /// The same for whole passes: a rounding to bf16 errs by up to 2^-9, and those of the operations in a row add up.
     Bf16Chain,
-    /// The same for gradients that pass a kink: a leaky ReLU's input that is rounded across zero changes its slope fivefold.
-    Bf16Kinks,
 }
 
 impl Tolerance {
@@ -38,26 +36,20 @@ impl Tolerance {
             Self::F64 => 1e-6,
             Self::Bf16 => 4e-3,
             Self::Bf16Chain => 3e-2,
-            Self::Bf16Kinks => 1e-1,
         }
     }
 
     /// The bound for an fp32 result of fp32 values (times, noise, losses, moments), or of values that the compute type
     /// holds exactly: no rounding to bf16 plays a part in it.
     pub fn of_stat(self) -> Self {
-        if matches!(self, Self::Bf16 | Self::Bf16Chain | Self::Bf16Kinks) { Self::F32 } else { self }
-    }
-
-    /// The bound for gradients behind the heads' leaky ReLUs or the hinge.
-    pub fn through_kinks(self) -> Self {
-        if self == Self::Bf16Chain { Self::Bf16Kinks } else { self }
+        if matches!(self, Self::Bf16 | Self::Bf16Chain) { Self::F32 } else { self }
     }
 
     /// `values` as the backend's compute type holds them.
     pub fn held(self, values: &[f32]) -> Vec<f32> {
         match self {
             Self::F32 | Self::F64 => values.to_vec(),
-            Self::Bf16 | Self::Bf16Chain | Self::Bf16Kinks => values.iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect(),
+            Self::Bf16 | Self::Bf16Chain => values.iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect(),
         }
     }
 }
@@ -237,7 +229,9 @@ impl Golden {
     /// Fails unless `got` is the stored result within a relative L2 error; a sampled tensor is compared at its samples
     /// and by its norm. Returns the error.
     pub fn compare(&self, name: &str, got: &[f32], tolerance: Tolerance) -> f64 {
-        let bound = tolerance.relative();
+        // Where PyTorch's own bf16 is known to err more, a backend may err twice as much as that.
+        let yardstick = if tolerance == Tolerance::Bf16Chain { 2.0 * bf16_error_of_pytorch(&self.name, name) } else { 0.0 };
+        let bound = tolerance.relative().max(yardstick);
         let what = format!("{} `{name}`", self.name);
         let numel: usize = self.shape(name).iter().product();
         assert_eq!(got.len(), numel, "{what}: {} values instead of {:?}", got.len(), self.shape(name));
@@ -271,6 +265,13 @@ impl Drop for Golden {
             assert!(unseen.is_empty(), "{}: nobody compared {unseen:?}", self.name);
         }
     }
+}
+
+/// The relative error of PyTorch in bfloat16 (`reference/bf16_errors.py`); 0 where it was not measured.
+fn bf16_error_of_pytorch(case: &str, name: &str) -> f64 {
+    static ERRORS: std::sync::LazyLock<Value> =
+        std::sync::LazyLock::new(|| serde_json::from_slice(&std::fs::read(folder().join("bf16_errors.json")).unwrap()).unwrap());
+    ERRORS[case][name].as_f64().unwrap_or(0.0)
 }
 
 fn metadata(bytes: &[u8]) -> Value {

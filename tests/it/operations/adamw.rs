@@ -199,7 +199,7 @@ fn arenas_of_any_length<B: Backend>(b: &B, tolerance: Tolerance) {
                 Tolerance::F64 => {
                     close(what, got, expected, Tolerance::F32.relative());
                 }
-                Tolerance::F32 | Tolerance::Bf16 | Tolerance::Bf16Chain | Tolerance::Bf16Kinks => same_bits(&format!("{what} of {n}"), got, expected),
+                Tolerance::F32 | Tolerance::Bf16 | Tolerance::Bf16Chain => same_bits(&format!("{what} of {n}"), got, expected),
             }
         }
         same_bits("weights in the compute type", &weights, &tolerance.held(&state[0]));

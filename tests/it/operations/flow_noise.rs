@@ -190,7 +190,7 @@ fn every_shape_as_on_the_cpu<B: Backend>(b: &B, tolerance: Tolerance) {
                 Tolerance::F64 => {
                     close(&what, got, expected, Tolerance::F32.relative());
                 }
-                Tolerance::F32 | Tolerance::Bf16 | Tolerance::Bf16Chain | Tolerance::Bf16Kinks => same_bits(&what, got, expected),
+                Tolerance::F32 | Tolerance::Bf16 | Tolerance::Bf16Chain => same_bits(&what, got, expected),
             }
         }
     }
