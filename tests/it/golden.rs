@@ -267,11 +267,14 @@ impl Drop for Golden {
     }
 }
 
-/// The relative error of PyTorch in bfloat16 (`reference/bf16_errors.py`); 0 where it was not measured.
+/// The largest relative error of PyTorch in bfloat16 (`reference/bf16_errors.py`) among the results of the same kind, such as
+/// all gradients of the student: one input that is rounded across a kink changes all of them. 0 where it was not measured.
 fn bf16_error_of_pytorch(case: &str, name: &str) -> f64 {
     static ERRORS: std::sync::LazyLock<Value> =
         std::sync::LazyLock::new(|| serde_json::from_slice(&std::fs::read(folder().join("bf16_errors.json")).unwrap()).unwrap());
-    ERRORS[case][name].as_f64().unwrap_or(0.0)
+    let kind = |name: &str| name.splitn(3, '.').take(2).map(str::to_owned).collect::<Vec<_>>();
+    let same_kind = ERRORS[case].as_object().into_iter().flatten().filter(|(other, _)| kind(other) == kind(name));
+    same_kind.filter_map(|(_, error)| error.as_f64()).fold(0.0, f64::max)
 }
 
 fn metadata(bytes: &[u8]) -> Value {
