@@ -10,6 +10,9 @@
 // queued before the product with the values of this one, so that tensor cores work during the softmax.
 #include "include/attention.cuh"
 
+// Other architectures have neither TMA nor wgmma; there the kernels are empty and never launched.
+#if defined(LADD_EMULATOR) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
 constexpr int WARPGROUP = 128;
 constexpr int QUERIES = ATTENTION_SM90_QUERIES;
 constexpr int GROUP_QUERIES = ATTENTION_SM90_GROUP_QUERIES;     // rows of one wgmma
@@ -20,9 +23,9 @@ constexpr int PRODUCER_REGISTERS = 24;
 constexpr int CONSUMER_REGISTERS = 240; // 128 * 24 + 256 * 240 of 65536
 constexpr int CONSUMER_BARRIER = 1;     // named barriers 1 and 2, one per consumer warpgroup; 0 is __syncthreads
 
-// Tiles by head width. 128 keys a tile: at 64 a wgmma of 64 columns cannot keep the tensor cores busy from shared memory;
-// at 176 (head_dim 64) scores, probabilities and results no longer fit 240 registers with two tiles in flight. Three
-// stages where they fit beside the queries in 227 KB, else two.
+// Tiles by head width. 128 queries: S = 1178 with 24 heads makes 240 blocks, which fill two rounds of 132 multiprocessors to
+// 91 %; 192 queries would fill them to 64 %. 128 keys: with fewer, each product reads the queries from shared memory more
+// often; 176 fit the registers too, and are for a GPU to judge. As many stages as fit 227 KB beside the queries, at most 3.
 struct Tiles {
     int keys;
     int stages;
@@ -65,7 +68,9 @@ template <int ROWS, int D>
 __device__ __forceinline__ void copy_tile(bf16* to, const CUtensorMap* map, uint64_t* full, int first, int head) {
     mbar_arrive_expect_tx(full, ROWS * D * sizeof(bf16));
 #pragma unroll
-    for (int panel = 0; panel < D / PANEL; panel++) tma_load_3d(to + panel * ROWS * PANEL, map, full, panel * PANEL, first, head);
+    for (int panel = 0; panel < D / PANEL; panel++) {
+        tma_load_3d(to + panel * ROWS * PANEL, map, full, panel * PANEL, first, head);
+    }
 }
 
 // One thread keeps the rings full.
@@ -121,7 +126,8 @@ __device__ __forceinline__ void release(uint64_t* empty) {
 }
 
 template <int D>
-__device__ __forceinline__ void consume(Shared<D>& shared, const AttentionParams& params, int tiles, int first_query, int head) {
+__device__ __forceinline__ void consume(Shared<D>& shared, const AttentionParams& params, int tiles, int first_query,
+                                        int head) {
     constexpr Tiles TILES = forward_tiles(D);
     const int group = threadIdx.x / WARPGROUP - 1;
     const int warp = threadIdx.x % WARPGROUP / 32;
@@ -147,8 +153,8 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const AttentionParams
     softmax.update(scores, scale, rescale);
     pack_strip(p, scores);
 
+    if (tiles > 1) mbar_wait(&shared.k_full[k_at.stage], k_at.phase);
     for (int tile = 1; tile < tiles; tile++) {
-        mbar_wait(&shared.k_full[k_at.stage], k_at.phase);
         queue_scores<D>(scores, q, shared.k[k_at.stage]);
         mbar_wait(&shared.v_full[v_at.stage], v_at.phase);
         queue_output<D>(out, p, shared.v[v_at.stage]);
@@ -161,6 +167,10 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const AttentionParams
         const int left = keys - tile * TILES.keys;
         if (left < TILES.keys) mask_columns(scores, left, -INFINITY);
         softmax.update(scores, scale, rescale);
+
+        // The next keys are awaited here and not where they are used: within one basic block ptxas moves the wait below up
+        // before the exponentials, and then nothing overlaps. The loop of this wait separates them.
+        if (tile + 1 < tiles) mbar_wait(&shared.k_full[k_at.stage], k_at.phase);
 
         // Both are complete: results may be rescaled, probabilities replaced.
         wgmma_wait<0>();
@@ -190,8 +200,10 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const AttentionParams
     // The queries' place serves as staging: the products of all four warps have read them before any warp overwrites them.
     named_bar_sync(CONSUMER_BARRIER + group, WARPGROUP);
     const uint32_t sample = head / params.heads;
-    const StreamRows<bf16> rows(params.out_image, params.out_text, params.image, keys, params.heads, D, sample, head % params.heads);
-    store_strip<D, true>(q + warp * STRIP_ROWS * D, out, D, [&](int r) { return first_row + r < queries ? rows(first_row + r) : nullptr; });
+    const StreamRows<bf16> outs(params.out_image, params.out_text, params.image, keys, params.heads, D, sample,
+                                head % params.heads);
+    const SplitRows<bf16> rows{outs, (uint32_t)first_row, params.queries};
+    store_strip<D, true>(q + warp * STRIP_ROWS * D, out, D, rows);
 }
 
 template <int D>
@@ -225,8 +237,6 @@ __device__ __forceinline__ void attention(const CUtensorMap* q_map, const CUtens
     }
 }
 
-// Other architectures have neither TMA nor wgmma; there the kernels are empty and never launched.
-#if defined(LADD_EMULATOR) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define ATTENTION_BODY(D) attention<D>(&q_map, &k_map, &v_map, params)
 #else
 #define ATTENTION_BODY(D)

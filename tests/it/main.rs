@@ -12,6 +12,7 @@ mod emulator;
 mod golden;
 mod lab;
 mod ladd;
+mod map;
 mod model;
 mod operations;
 mod rig;
