@@ -16,6 +16,7 @@ type Launch = unsafe extern "C" fn(
     count: usize,
     seed: c_uint,
     late: c_int,
+    owner: u64,
 ) -> c_int;
 
 type EncodeTensorMap = unsafe extern "C" fn(
@@ -32,7 +33,7 @@ type EncodeTensorMap = unsafe extern "C" fn(
 /// The functions of `kernels/emulator/launch.cpp`, which says what they do.
 #[derive(Debug)]
 pub struct Library {
-    pub allocate: unsafe extern "C" fn(bytes: usize) -> *mut c_void,
+    pub allocate: unsafe extern "C" fn(bytes: usize, owner: u64) -> *mut c_void,
     pub free: unsafe extern "C" fn(address: *mut c_void),
     pub accessible: unsafe extern "C" fn(address: *const c_void, bytes: usize) -> c_int,
     pub describe: unsafe extern "C" fn(address: *const c_void) -> *const c_char,
@@ -42,7 +43,7 @@ pub struct Library {
 }
 
 unsafe extern "C" {
-    fn emu_allocate(bytes: usize) -> *mut c_void;
+    fn emu_allocate(bytes: usize, owner: u64) -> *mut c_void;
     fn emu_free(address: *mut c_void);
     fn emu_accessible(address: *const c_void, bytes: usize) -> c_int;
     fn emu_describe(address: *const c_void) -> *const c_char;
@@ -57,6 +58,7 @@ unsafe extern "C" {
         count: usize,
         seed: c_uint,
         late: c_int,
+        owner: u64,
     ) -> c_int;
     fn emu_tensor_map(
         out: *mut TensorMap,
@@ -112,7 +114,7 @@ impl Library {
         unsafe {
             use std::mem::transmute;
             Ok(Self {
-                allocate: transmute::<*mut c_void, unsafe extern "C" fn(usize) -> *mut c_void>(symbol(c"emu_allocate")?),
+                allocate: transmute::<*mut c_void, unsafe extern "C" fn(usize, u64) -> *mut c_void>(symbol(c"emu_allocate")?),
                 free: transmute::<*mut c_void, unsafe extern "C" fn(*mut c_void)>(symbol(c"emu_free")?),
                 accessible: transmute::<*mut c_void, unsafe extern "C" fn(*const c_void, usize) -> c_int>(symbol(c"emu_accessible")?),
                 describe: transmute::<*mut c_void, unsafe extern "C" fn(*const c_void) -> *const c_char>(symbol(c"emu_describe")?),

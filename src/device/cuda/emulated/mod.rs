@@ -5,6 +5,7 @@ mod gemm;
 mod library;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytemuck::Pod;
@@ -34,6 +35,8 @@ impl Schedule {
 pub struct Emulated {
     properties: Properties,
     schedule: Schedule,
+    /// Tells its memory from that of other drivers, whose launches may run at the same time.
+    number: u64,
     recording: Mutex<Option<Tape>>,
 }
 
@@ -80,8 +83,10 @@ impl Emulated {
     }
 
     fn of(schedule: Schedule, capability: (u32, u32)) -> Self {
+        static DRIVERS: AtomicU64 = AtomicU64::new(0);
+        let number = DRIVERS.fetch_add(1, Ordering::Relaxed);
         let properties = Properties { name: "emulator".to_owned(), capability, multiprocessors: 4, memory: 1 << 34 };
-        Self { properties, schedule, recording: Mutex::default() }
+        Self { properties, schedule, number, recording: Mutex::default() }
     }
 
     fn failed(&self, what: &str, cause: impl Into<String>) -> DeviceError {
@@ -176,6 +181,7 @@ impl Emulated {
                 sizes.len(),
                 seed,
                 late.into(),
+                self.number,
             )
         };
         match status {
@@ -201,7 +207,7 @@ impl Driver for Emulated {
     fn allocate(&self, bytes: usize) -> Result<Address, DeviceError> {
         self.outside_recording("an allocation")?;
         // SAFETY: any size may be asked for; null is checked.
-        let address = unsafe { (Library::get().allocate)(bytes) } as Address;
+        let address = unsafe { (Library::get().allocate)(bytes, self.number) } as Address;
         if address == 0 {
             return Err(DeviceError::OutOfMemory { device: self.properties.name.clone(), requested: bytes as u64 });
         }
