@@ -14,12 +14,12 @@ fn main() {
     nvcc::build();
 }
 
-/// The kernels' files, sorted.
+/// The .cu files of a folder, sorted.
 #[cfg(any(feature = "cuda", feature = "emulator"))]
-fn kernels() -> Vec<std::path::PathBuf> {
+fn kernels(folder: &str) -> Vec<std::path::PathBuf> {
     println!("cargo::rerun-if-changed=kernels");
-    let mut files: Vec<_> = std::fs::read_dir("kernels")
-        .expect("the folder kernels/")
+    let mut files: Vec<_> = std::fs::read_dir(folder)
+        .unwrap_or_else(|error| panic!("the folder {folder}: {error}"))
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.extension().is_some_and(|e| e == "cu"))
         .collect();
@@ -29,15 +29,26 @@ fn kernels() -> Vec<std::path::PathBuf> {
 
 #[cfg(feature = "emulator")]
 mod emulator {
+    /// Misaligned accesses, null pointers and indices outside arrays call the emulator (faults.cpp).
+    const CHECKS: [&str; 2] = ["-fsanitize=alignment,null,bounds", "-fno-sanitize-recover=all"];
+
     pub fn build() {
+        compile("ladd_fast_kernels", super::kernels("kernels"), &CHECKS);
+        // Kernels with known mistakes, for the tests of the emulator itself.
+        compile("ladd_fast_emulator_tests", super::kernels("kernels/emulator/tests"), &CHECKS);
+        compile("ladd_fast_emulator", vec!["kernels/emulator/emulator.cpp".into()], &[]);
+    }
+
+    fn compile(name: &str, files: Vec<std::path::PathBuf>, flags: &[&str]) {
         let mut build = cc::Build::new();
         build.cpp(true).std("c++20").include("kernels").include("kernels/emulator").define("LADD_EMULATOR", None);
-        build.opt_level(2).warnings(false).flag("-include").flag("emulator.h").flag("-xc++").flag("-Wno-psabi");
-        build.file("kernels/emulator/emulator.cpp").files(super::kernels());
+        build.opt_level(2).flag("-include").flag("emulator.h").flag("-xc++").flags(flags).files(files);
+        // `#pragma unroll` is for nvcc; tensor maps are passed by value, about whose alignment old compilers differed.
+        build.flag("-Wno-unknown-pragmas").flag_if_supported("-Wno-psabi");
         // A sum of a product is rounded twice, as the kernels' explicit roundings promise and as Rust does.
         build.flag("-ffp-contract=off");
         // Kernels register themselves before main: the linker must keep objects that nothing refers to.
-        build.link_lib_modifier("+whole-archive").compile("ladd_fast_emulator");
+        build.link_lib_modifier("+whole-archive").compile(name);
     }
 }
 
@@ -96,7 +107,7 @@ mod nvcc {
         let Some(nvcc) = find() else {
             fail("the feature `cuda` needs nvcc 13, which is not installed: run scripts/install-nvcc (no root, 300 MB), or set CUDA_HOME");
         };
-        let files = super::kernels();
+        let files = super::kernels("kernels");
         let headers = headers();
         let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
         let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1_usize).clamp(1, files.len());

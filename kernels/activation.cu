@@ -1,7 +1,7 @@
 // Elementwise activations of the conditioning MLPs and the discriminator heads, forward and backward.
 //
 //   silu:        y = x s(x), s the logistic function          dx = dy s(x) (1 + x (1 - s(x)))
-//   leaky_relu:  y = x or 0.2 x below zero [+ residual]        dx = dy or 0.2 dy
+//   leaky_relu:  y = x or, up to zero, 0.2 x [+ residual]      dx = dy or 0.2 dy
 //
 // Reads bf16, computes in fp32, writes bf16; overwrites its output. 4 bytes a value without `other`, 6 with it; bound by
 // memory. Called by src/device/cuda/ops/activation.rs.
@@ -22,10 +22,10 @@ struct SiluBackward {
     }
 };
 struct LeakyRelu {
-    static __device__ float apply(float x, float residual) { return (x < 0.0f ? LEAKY_SLOPE * x : x) + residual; }
+    static __device__ float apply(float x, float residual) { return (x > 0.0f ? x : LEAKY_SLOPE * x) + residual; }
 };
 struct LeakyReluBackward {
-    static __device__ float apply(float x, float dy) { return x < 0.0f ? LEAKY_SLOPE * dy : dy; }
+    static __device__ float apply(float x, float dy) { return x > 0.0f ? dy : LEAKY_SLOPE * dy; }
 };
 
 // One thread takes WIDTH neighbouring values at a time, the grid strides over the buffer.

@@ -2,7 +2,7 @@
 //
 //   forward    x_out = x + sum_i gate_i y_i      x^ = (x_out - mean) rstd      out_j = x^ (1 + scale_j) + shift_j
 //   backward   g = sum_j d_out_j (1 + scale_j)   dx = dx_out + extra + rstd (g - mean(g) - x^ mean(g x^))
-//              d_y_i = gate_i dx     dgate_i = sum_rows dx y_i     dshift_j = sum_rows d_out_j     dscale_j = sum_rows d_out_j x^
+//              d_y_i = gate_i dx   dgate_i = sum_rows dx y_i   dshift_j = sum_rows d_out_j   dscale_j = sum_rows d_out_j x^
 //
 // Every row is read once and held in registers; everything written is overwritten, dx in place. Statistics are fp32 and
 // taken of x_out as rounded to bf16, which is what the backward reads. With r branches and m norms, the forward moves
@@ -47,7 +47,7 @@ __device__ __forceinline__ float rounded(float value) { return __bfloat162float(
 
 template <int BRANCHES, int NORMS>
 __device__ __forceinline__ void forward(const AdalnParams& p) {
-    constexpr int ROWS = BRANCHES + NORMS > 2 ? 2 : 4;
+    constexpr int ROWS = BRANCHES + NORMS > 1 ? 2 : 4;
     __shared__ float rooms[2][MAX_WARPS][ROWS];
     int turn = 0;
     const bool mine = threadIdx.x * WIDTH < p.hidden;
@@ -304,12 +304,12 @@ __device__ __forceinline__ void backward(const AdalnParams& p) {
 #define ADALN_KERNEL(name, blocks, body)                                                                        \
     extern "C" __global__ void __launch_bounds__(ADALN_MAX_THREADS, blocks) name(AdalnParams p) { body(p); }    \
     LADD_KERNEL(name)
-// Registers for two blocks of the widest rows on a multiprocessor, three of 192 threads; with more than four column sums
-// the accumulators leave room for half of that.
+// Registers for two blocks of the widest rows on a multiprocessor, three of 192 threads. The accumulators of three and more
+// branches and norms leave room for one of the widest, two of 192 threads.
 #define ADALN(r, m)                                                                                     \
     ADALN_KERNEL(adaln_r##r##_m##m, 2, (forward<r, m>))                                                 \
     ADALN_KERNEL(adaln_backward_r##r##_m##m, 2, (backward<r, m, false>))                                \
-    ADALN_KERNEL(adaln_backward_sums_r##r##_m##m, (2 * m + r > 4 ? 1 : 2), (backward<r, m, true>))
+    ADALN_KERNEL(adaln_backward_sums_r##r##_m##m, (r + m > 2 ? 1 : 2), (backward<r, m, true>))
 
 ADALN(0, 1)
 ADALN(0, 2)
@@ -324,9 +324,13 @@ ADALN(2, 2)
 
 __device__ __forceinline__ float value_of(uint64_t matrix, uint64_t i) { return __bfloat162float(at<const bf16>(matrix)[i]); }
 
-__device__ __forceinline__ void set(uint64_t matrix, uint64_t i, float value) { at<bf16>(matrix)[i] = __float2bfloat16_rn(value); }
+__device__ __forceinline__ void set(uint64_t matrix, uint64_t i, float value) {
+    at<bf16>(matrix)[i] = __float2bfloat16_rn(value);
+}
 
-__device__ __forceinline__ float modulation(uint64_t vector, uint64_t column) { return vector ? value_of(vector, column) : 0.0f; }
+__device__ __forceinline__ float modulation(uint64_t vector, uint64_t column) {
+    return vector ? value_of(vector, column) : 0.0f;
+}
 
 extern "C" __global__ void __launch_bounds__(ADALN_ANY_THREADS) adaln_any(const __grid_constant__ AdalnParams p) {
     __shared__ float room[MAX_WARPS][1];
@@ -361,8 +365,9 @@ extern "C" __global__ void __launch_bounds__(ADALN_ANY_THREADS) adaln_any(const 
         for (uint32_t c = threadIdx.x; c < p.hidden; c += blockDim.x) {
             const float x_hat = (value_of(x_out, offset + c) - mean) * rstd;
             for (uint32_t i = 0; i < p.norm_count; i++) {
-                const AdalnNorm& norm = p.norms[i];
-                set(norm.out, offset + c, x_hat * (1.0f + modulation(norm.scale, in_table + c)) + modulation(norm.shift, in_table + c));
+                const float scale = modulation(p.norms[i].scale, in_table + c);
+                const float shift = modulation(p.norms[i].shift, in_table + c);
+                set(p.norms[i].out, offset + c, x_hat * (1.0f + scale) + shift);
             }
         }
     }
@@ -428,7 +433,8 @@ LADD_KERNEL(adaln_backward_any)
 
 static constexpr int SLICES = ADALN_FINALIZE_THREADS / 32;
 
-extern "C" __global__ void __launch_bounds__(ADALN_FINALIZE_THREADS) adaln_finalize(const __grid_constant__ AdalnFinalizeParams p) {
+extern "C" __global__ void __launch_bounds__(ADALN_FINALIZE_THREADS)
+adaln_finalize(const __grid_constant__ AdalnFinalizeParams p) {
     const uint32_t sample = blockIdx.y;
     const uint64_t columns = (uint64_t)p.sums * p.hidden;
     const float* partials = at<const float>(p.partials) + sample * p.parts * columns;

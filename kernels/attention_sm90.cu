@@ -10,6 +10,9 @@
 // queued before the product with the values of this one, so that tensor cores work during the softmax.
 #include "include/attention.cuh"
 
+// Other architectures have neither TMA nor wgmma; there the kernels are empty and never launched.
+#if defined(LADD_EMULATOR) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
 constexpr int WARPGROUP = 128;
 constexpr int QUERIES = ATTENTION_SM90_QUERIES;
 constexpr int GROUP_QUERIES = ATTENTION_SM90_GROUP_QUERIES;     // rows of one wgmma
@@ -20,9 +23,9 @@ constexpr int PRODUCER_REGISTERS = 24;
 constexpr int CONSUMER_REGISTERS = 240; // 128 * 24 + 256 * 240 of 65536
 constexpr int CONSUMER_BARRIER = 1;     // named barriers 1 and 2, one per consumer warpgroup; 0 is __syncthreads
 
-// Tiles by head width. 128 keys a tile: at 64 a wgmma of 64 columns cannot keep the tensor cores busy from shared memory;
-// at 176 (head_dim 64) scores, probabilities and results no longer fit 240 registers with two tiles in flight. Three
-// stages where they fit beside the queries in 227 KB, else two.
+// Tiles by head width. 128 queries: S = 1178 with 24 heads makes 240 blocks, which fill two rounds of 132 multiprocessors to
+// 91 %; 192 queries would fill them to 64 %. 128 keys: with fewer, each product reads the queries from shared memory more
+// often; 176 fit the registers too, and are for a GPU to judge. As many stages as fit 227 KB beside the queries, at most 3.
 struct Tiles {
     int keys;
     int stages;
@@ -147,8 +150,8 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const AttentionParams
     softmax.update(scores, scale, rescale);
     pack_strip(p, scores);
 
+    if (tiles > 1) mbar_wait(&shared.k_full[k_at.stage], k_at.phase);
     for (int tile = 1; tile < tiles; tile++) {
-        mbar_wait(&shared.k_full[k_at.stage], k_at.phase);
         queue_scores<D>(scores, q, shared.k[k_at.stage]);
         mbar_wait(&shared.v_full[v_at.stage], v_at.phase);
         queue_output<D>(out, p, shared.v[v_at.stage]);
@@ -161,6 +164,10 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const AttentionParams
         const int left = keys - tile * TILES.keys;
         if (left < TILES.keys) mask_columns(scores, left, -INFINITY);
         softmax.update(scores, scale, rescale);
+
+        // The next keys are awaited here and not where they are used: within one basic block ptxas moves the wait below up
+        // before the exponentials, and then nothing overlaps. The loop of this wait separates them.
+        if (tile + 1 < tiles) mbar_wait(&shared.k_full[k_at.stage], k_at.phase);
 
         // Both are complete: results may be rescaled, probabilities replaced.
         wgmma_wait<0>();
@@ -225,8 +232,6 @@ __device__ __forceinline__ void attention(const CUtensorMap* q_map, const CUtens
     }
 }
 
-// Other architectures have neither TMA nor wgmma; there the kernels are empty and never launched.
-#if defined(LADD_EMULATOR) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define ATTENTION_BODY(D) attention<D>(&q_map, &k_map, &v_map, params)
 #else
 #define ATTENTION_BODY(D)

@@ -7,9 +7,9 @@
 //   .. _backward       dv = -t ((1 - t_hat) d_renoised + d_x0_hat)                              8 or 12
 //   euler_cfg          x += dt (u + guidance (v - u)), without u: x += dt v                     12 or 16
 //
-// All fp32, all outputs overwritten (x of euler_cfg is added to). Noise is drawn in registers, about 60 instructions a
-// normal: `normal` is bound by those, the rest by memory. Every operation is rounded by itself (Exact), so that the
-// results have the bits of the CPU backend's. Called by src/device/cuda/ops/flow_noise.rs.
+// All fp32, all outputs overwritten (x of euler_cfg is added to). Noise is drawn in registers, 65 instructions a normal:
+// `normal` and a perturbed flow_noise are bound by those, the rest by memory. Every operation is rounded by itself (Exact),
+// so that the results have the bits of the CPU backend's. Called by src/device/cuda/ops/flow_noise.rs.
 #include "abi.h"
 #include "include/philox.cuh"
 #include "include/vector.cuh"

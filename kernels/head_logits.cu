@@ -1,6 +1,6 @@
 // The last step of a discriminator head: one logit per token, forward and backward.
 //
-//   logit = sum_c leaky(h_c) w_c + b + mean_c h_c cm_c         leaky: slope 0.2 below zero
+//   logit = sum_c leaky(h_c) w_c + b + mean_c h_c cm_c         leaky: slope 0.2 up to zero
 //   dh_c = d (leaky'(h_c) w_c + cm_c / width)
 //   dw_c += sum d leaky(h_c)        db += sum d        dcm_c = sum d h_c / width over the positions of a sample
 //
@@ -13,8 +13,8 @@
 
 static constexpr float LEAKY_SLOPE = 0.2f;
 
-__device__ __forceinline__ float leaky(float x) { return x < 0.0f ? LEAKY_SLOPE * x : x; }
-__device__ __forceinline__ float leaky_derivative(float x) { return x < 0.0f ? LEAKY_SLOPE : 1.0f; }
+__device__ __forceinline__ float leaky(float x) { return x > 0.0f ? x : LEAKY_SLOPE * x; }
+__device__ __forceinline__ float leaky_derivative(float x) { return x > 0.0f ? 1.0f : LEAKY_SLOPE; }
 
 // One warp per token; its lanes take WIDTH neighbouring channels at a time.
 template <int WIDTH>

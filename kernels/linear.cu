@@ -5,8 +5,8 @@
 //
 // Column sums are added to fp32 gradients, through partial sums of row chunks in a fixed order where there are several.
 // gemm_any is the slow path, for pointers off 16 bytes and rows that are no multiple of eight values: any shape, alignment and
-// transposition, bf16 operands, fp32 FMA from shared memory, 1/30 of the tensor cores' rate at best; it overwrites or adds to
-// a bf16 or fp32 result. Layers of the real models never take it. Called by src/device/cuda/ops/linear.rs.
+// transposition, bf16 operands, fp32 FMA from shared memory in place of tensor cores, 2 FLOPs a value and sum; it overwrites or
+// adds to a bf16 or fp32 result. Layers of the real models never take it. Called by src/device/cuda/ops/linear.rs.
 #include "abi.h"
 #include "include/reduce.cuh"
 #include "include/vector.cuh"
@@ -82,8 +82,8 @@ __device__ __forceinline__ float gelu_derivative(float x) {
 
 // Brings TILE rows by STEP columns of an operand to shared memory, depth first, zeros outside. Neighbouring threads read
 // along the rows as stored.
-__device__ __forceinline__ void load_tile(const GemmOperand& operand, uint32_t first, uint32_t end, uint32_t depth, uint32_t depth_end,
-                                          bool depth_contiguous, float (&tile)[STEP][TILE + 1]) {
+__device__ __forceinline__ void load_tile(const GemmOperand& operand, uint32_t first, uint32_t end, uint32_t depth,
+                                          uint32_t depth_end, bool depth_contiguous, float (&tile)[STEP][TILE + 1]) {
     const bf16* matrix = at<const bf16>(operand.address);
     for (int i = threadIdx.x; i < TILE * STEP; i += GEMM_ANY_THREADS) {
         const int k = depth_contiguous ? i % STEP : i / TILE;

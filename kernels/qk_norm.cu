@@ -4,9 +4,9 @@
 //   forward    r = 1 / sqrt(mean(x^2) + eps)     y = x r w                        v is copied
 //   backward   dx = r (dy w - x r^2 mean(dy w x))     dw = sum_heads,tokens dy x r     dv is copied
 //
-// Without weights everything is copied. Each head is read once and written once, so 12 bytes for the three values of a
-// channel forward and 20 backward; bound by memory. Overwrites its outputs; dw is added to the gradients by a second kernel,
-// from the blocks' partial sums. Called by src/device/cuda/ops/qk_norm.rs.
+// Without weights everything is copied. Each head is read once and written once: 12 bytes for the three values of a channel
+// forward, 16 backward (12 without weights); bound by memory. Overwrites its outputs; dw is added to the gradients by a
+// second kernel, from the blocks' partial sums. Called by src/device/cuda/ops/qk_norm.rs.
 #include "abi.h"
 #include "include/reduce.cuh"
 #include "include/vector.cuh"
@@ -39,12 +39,16 @@ __device__ __forceinline__ float dot(const float (&a)[WIDTH], const float (&b)[W
 
 // ---- wide: LANES neighbouring lanes hold a head, eight values each; every lane takes part in every exchange ----------------
 
-__device__ __forceinline__ Packed load_if(bool valid, const bf16* from) { return valid ? load_packed(from) : make_uint4(0, 0, 0, 0); }
+__device__ __forceinline__ Packed load_if(bool valid, const bf16* from) {
+    return valid ? load_packed(from) : make_uint4(0, 0, 0, 0);
+}
 
 // Weights may lie anywhere; they are loaded once.
 __device__ __forceinline__ void load_weights(const QkNormParams& p, uint32_t column, Packed (&to)[2]) {
 #pragma unroll
-    for (int i = 0; i < 2; i++) to[i] = p.weights[i] ? gather_packed(at<const bf16>(p.weights[i]) + column) : make_uint4(0, 0, 0, 0);
+    for (int i = 0; i < 2; i++) {
+        to[i] = p.weights[i] ? gather_packed(at<const bf16>(p.weights[i]) + column) : make_uint4(0, 0, 0, 0);
+    }
 }
 
 template <int LANES>
@@ -155,7 +159,10 @@ __device__ __forceinline__ void backward(const QkNormParams& p) {
         }
         if (lane_index() < LANES) {
 #pragma unroll
-            for (int j = 0; j < 2 * WIDTH; j++) room[warp_index()][j / WIDTH * LANES * WIDTH + column + j % WIDTH] = d_weights[j];
+            for (int j = 0; j < WIDTH; j++) {
+                room[warp_index()][column + j] = d_weights[j];
+                room[warp_index()][LANES * WIDTH + column + j] = d_weights[WIDTH + j];
+            }
         }
         // Orders the warps' sums ahead of their reads.
         __syncthreads();
@@ -185,7 +192,9 @@ QK_NORM(128, 16)
 
 __device__ __forceinline__ float value_of(uint64_t matrix, uint64_t i) { return __bfloat162float(at<const bf16>(matrix)[i]); }
 
-__device__ __forceinline__ void set(uint64_t matrix, uint64_t i, float value) { at<bf16>(matrix)[i] = __float2bfloat16_rn(value); }
+__device__ __forceinline__ void set(uint64_t matrix, uint64_t i, float value) {
+    at<bf16>(matrix)[i] = __float2bfloat16_rn(value);
+}
 
 extern "C" __global__ void __launch_bounds__(32) qk_norm_any(const __grid_constant__ QkNormParams p) {
     const uint64_t hidden = (uint64_t)p.heads * p.head_dim;
@@ -197,7 +206,10 @@ extern "C" __global__ void __launch_bounds__(32) qk_norm_any(const __grid_consta
             float r = 1.0f;
             if (norm) {
                 float squares = 0.0f;
-                for (uint32_t c = threadIdx.x; c < p.head_dim; c += 32) squares += value_of(p.qkv, from + c) * value_of(p.qkv, from + c);
+                for (uint32_t c = threadIdx.x; c < p.head_dim; c += 32) {
+                    const float x = value_of(p.qkv, from + c);
+                    squares += x * x;
+                }
                 r = rsqrtf(warp_sum(squares) / p.head_dim + p.eps);
                 if (threadIdx.x == 0) at<float>(p.rstd)[head.rstd + i * p.heads] = r;
             }
@@ -249,7 +261,8 @@ LADD_KERNEL(qk_norm_backward_any)
 
 extern "C" __global__ void __launch_bounds__(QK_NORM_FINALIZE_THREADS) qk_norm_finalize(QkNormFinalizeParams p) {
     const uint32_t column = blockIdx.x * 32 + lane_index();
-    const float total = column_total<QK_NORM_FINALIZE_THREADS / 32>(at<const float>(p.partials), p.parts, 2 * p.head_dim, blockIdx.x * 32);
+    constexpr int SLICES = QK_NORM_FINALIZE_THREADS / 32;
+    const float total = column_total<SLICES>(at<const float>(p.partials), p.parts, 2 * p.head_dim, blockIdx.x * 32);
     if (warp_index() > 0 || column >= 2 * p.head_dim) return;
     const bool key = column >= p.head_dim;
     float* d_weight = at<float>(key ? p.d_key_weight : p.d_query_weight);

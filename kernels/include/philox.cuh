@@ -1,8 +1,8 @@
 // Philox4x32-10 (Salmon et al., SC'11), counter-based random numbers: the twin of src/flow/philox.rs, equal to the bit.
 //
 // The counter is (element / 4 low, element / 4 high, step, stream), the key is the seed; element e is lane e % 4. Normals
-// come from Box-Muller in fp32 with nothing but + - * /, sqrt and comparisons, each rounded once (Exact). About 90 integer
-// and 120 floating-point instructions for four normals, so a kernel must use all four words of a block.
+// come from Box-Muller in fp32 with nothing but + - * /, sqrt and comparisons, each rounded once (Exact). About 260
+// instructions for the four normals of a block, so a kernel must use all four words.
 #pragma once
 #include "exact.cuh"
 

@@ -71,9 +71,9 @@ __device__ __forceinline__ void store(float* to, const float (&from)[WIDTH]) {
 // between threads, or a row, is kept this way and unpacked again; `keep_packed` (ptx.cuh) holds the compiler to it.
 using Packed = uint4;
 
-__device__ __forceinline__ Packed load_packed(const bf16* from) { return *reinterpret_cast<const Packed*>(from); }
+__device__ __forceinline__ Packed load_packed(const bf16* from) { return load_16_bytes(from); }
 
-__device__ __forceinline__ void store_packed(bf16* to, Packed packed) { *reinterpret_cast<Packed*>(to) = packed; }
+__device__ __forceinline__ void store_packed(bf16* to, Packed packed) { store_16_bytes(to, packed); }
 
 __device__ __forceinline__ void unpack(Packed packed, float (&to)[8]) {
     const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};

@@ -229,7 +229,9 @@ impl Golden {
     /// Fails unless `got` is the stored result within a relative L2 error; a sampled tensor is compared at its samples
     /// and by its norm. Returns the error.
     pub fn compare(&self, name: &str, got: &[f32], tolerance: Tolerance) -> f64 {
-        let bound = tolerance.relative();
+        // Where PyTorch's own bf16 is known to err more, a backend may err twice as much as that.
+        let yardstick = if tolerance == Tolerance::Bf16Chain { 2.0 * bf16_error_of_pytorch(&self.name, name) } else { 0.0 };
+        let bound = tolerance.relative().max(yardstick);
         let what = format!("{} `{name}`", self.name);
         let numel: usize = self.shape(name).iter().product();
         assert_eq!(got.len(), numel, "{what}: {} values instead of {:?}", got.len(), self.shape(name));
@@ -263,6 +265,16 @@ impl Drop for Golden {
             assert!(unseen.is_empty(), "{}: nobody compared {unseen:?}", self.name);
         }
     }
+}
+
+/// The largest relative error of PyTorch in bfloat16 (`reference/bf16_errors.py`) among the results of the same kind, such as
+/// all gradients of the student: one input that is rounded across a kink changes all of them. 0 where it was not measured.
+fn bf16_error_of_pytorch(case: &str, name: &str) -> f64 {
+    static ERRORS: std::sync::LazyLock<Value> =
+        std::sync::LazyLock::new(|| serde_json::from_slice(&std::fs::read(folder().join("bf16_errors.json")).unwrap()).unwrap());
+    let kind = |name: &str| name.splitn(3, '.').take(2).map(str::to_owned).collect::<Vec<_>>();
+    let same_kind = ERRORS[case].as_object().into_iter().flatten().filter(|(other, _)| kind(other) == kind(name));
+    same_kind.filter_map(|(_, error)| error.as_f64()).fold(0.0, f64::max)
 }
 
 fn metadata(bytes: &[u8]) -> Value {

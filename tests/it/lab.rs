@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use ladd_fast::device::{Backend, Linear, Storage};
+use ladd_fast::flow::philox::fill_normals;
 
 /// Elements behind every buffer's end.
 const SPARE: usize = 37;
@@ -138,6 +139,19 @@ pub fn behind(offset: usize, values: &[f32]) -> Vec<f32> {
 pub fn from(offset: usize, all: &[f32]) -> Vec<f32> {
     assert!(all[..offset].iter().all(|v| v.is_nan()), "something was written before the beginning, at {offset}");
     all[offset..].to_vec()
+}
+
+/// The values rounded to bf16: every backend then reads the same.
+pub fn representable(mut values: Vec<f32>) -> Vec<f32> {
+    values.iter_mut().for_each(|v| *v = half::bf16::from_f32(*v).to_f32());
+    values
+}
+
+/// Normal numbers that bf16 can represent.
+pub fn normals(seed: u64, stream: u32, len: usize, scale: f32, offset: f32) -> Vec<f32> {
+    let mut values = vec![0.0; len];
+    fill_normals(seed, 0, stream, 0, &mut values);
+    representable(values.into_iter().map(|v| v * scale + offset).collect())
 }
 
 /// Fails unless both hold the same bits.

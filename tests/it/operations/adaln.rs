@@ -1,18 +1,20 @@
 //! Gated residuals, LayerNorm and modulation.
 
+use ladd_fast::device::cpu::Cpu;
 use ladd_fast::device::{AdalnShape, Backend, Branch, BranchGrad, Modulation, NormGrad, NormOut, Storage};
 
 use super::on_every_backend;
 use crate::golden::{Golden, Tolerance, cases, close};
-use crate::lab::{Lab, same_bits};
+use crate::lab::{Lab, normals, same_bits};
 
-on_every_backend!(adaln, layer_norm, more_tokens_than_one_task);
+on_every_backend!(adaln, layer_norm, more_tokens_than_one_task, every_width_and_mixture, rows_that_begin_anywhere, sums_in_a_fixed_order,);
 
 /// Columns of the modulation table that no chunk uses.
 const PADDING: usize = 3;
 const SUFFIXES: [&str; 2] = ["", "2"];
 
 /// A case with its modulation table: chunks in reverse order, with padding between them.
+#[derive(Clone)]
 struct Problem {
     shape: AdalnShape,
     x: Vec<f32>,
@@ -55,6 +57,35 @@ impl Problem {
             table,
             d_x_out: (residuals > 0).then(|| case.input("d_x_out")),
             d_outs: SUFFIXES[..outputs].iter().map(|s| case.input(&format!("d_out{s}"))).collect(),
+            columns,
+        }
+    }
+
+    /// Numbers that bf16 can represent: rows with a mean and a table whose chunks lie `padding` columns apart.
+    fn random([batch, tokens, hidden]: [usize; 3], residuals: usize, outputs: usize, padding: usize) -> Self {
+        let len = batch * tokens * hidden;
+        let chunks = residuals + 2 * outputs;
+        let stride = padding + chunks * (hidden + padding);
+        let mut table = vec![f32::NAN; batch * stride];
+        let mut columns = Vec::new();
+        for chunk in 0..chunks {
+            let column = padding + chunk * (hidden + padding);
+            let values = normals(23, chunk as u32, batch * hidden, 0.5, 0.25);
+            for b in 0..batch {
+                table[b * stride + column..][..hidden].copy_from_slice(&values[b * hidden..(b + 1) * hidden]);
+            }
+            columns.push((format!("chunk {chunk}"), column));
+        }
+        let norm = |i: usize| Modulation { shift: columns[residuals + 2 * i].1, scale: columns[residuals + 2 * i + 1].1 };
+        let draw = |stream: usize| normals(23, 10 + stream as u32, len, 1.0, 0.0);
+        Self {
+            shape: AdalnShape { batch, tokens, hidden, stride },
+            x: normals(23, 9, len, 2.0, 0.75),
+            branches: (0..residuals).map(|i| (draw(i), columns[i].1)).collect(),
+            modulations: (0..outputs).map(norm).collect(),
+            d_x_out: Some(draw(2)),
+            d_outs: (0..outputs).map(|i| draw(3 + i)).collect(),
+            table,
             columns,
         }
     }
@@ -178,6 +209,108 @@ fn adaln<B: Backend>(b: &B, tolerance: Tolerance) {
             same_bits("frozen dy", &frozen.d_ys.concat(), &got.d_ys.concat());
             assert!(frozen.d_table.iter().all(|v| v.is_nan()));
         }
+    }
+}
+
+/// Batch, tokens, hidden: real widths, one sample and three, more tokens than a block takes, widths of no whole warp and no
+/// whole group of eight, and wider than a block holds in registers.
+const SHAPES: [[usize; 3]; 7] = [[1, 11, 1536], [3, 9, 2432], [1, 1, 64], [3, 61, 72], [2, 13, 250], [1, 3, 2568], [1, 2, 4096]];
+/// Distances of the table's chunks: they begin anywhere, or at multiples of 16 bytes.
+const PADDINGS: [usize; 2] = [3, 8];
+
+/// Every number of branches and norms at every width, against the CPU in f64. From the kept `x_out` on, which bf16 rounds,
+/// that one starts at what was kept: so what is left of the error is the operation's own.
+fn every_width_and_mixture<B: Backend>(b: &B, tolerance: Tolerance) {
+    let lab = Lab::new(b);
+    let exact = Cpu::<f64>::new();
+    let exact = Lab::new(&exact);
+    let bound = tolerance.relative();
+    for (i, shape) in SHAPES.into_iter().enumerate() {
+        for (residuals, outputs) in [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)] {
+            let p = Problem::random(shape, residuals, outputs, PADDINGS[(i + residuals + outputs) % 2]);
+            let what = |name: &str| format!("{name} of {:?}, {residuals} branches, {outputs} norms", p.shape);
+            let kept = forward(&lab, &p);
+            let x_out = lab.read(&kept.x_out, p.len());
+            let wanted = forward(&exact, &p);
+            close(&what("x_out"), &x_out, &exact.read(&wanted.x_out, p.len()), bound);
+
+            let from_x_out = forward(&exact, &Problem { x: x_out.clone(), branches: Vec::new(), ..p.clone() });
+            for (out, wanted) in kept.outs.iter().zip(&from_x_out.outs) {
+                close(&what("out"), &lab.read(out, p.len()), &exact.read(wanted, p.len()), bound);
+            }
+            let mut same = Forward { x_out: exact.data(&x_out), ..wanted };
+            if outputs > 0 {
+                // fp32 statistics of values that both sides hold exactly.
+                let stats = lab.read_stat(&kept.stats, 2 * p.rows());
+                let wanted = exact.read_stat(&from_x_out.stats, 2 * p.rows());
+                close(&what("stats"), &stats, &wanted, tolerance.of_stat().relative());
+                same.stats = exact.stat(&stats);
+            }
+            for way in [Upstream::Residual, Upstream::Tap, Upstream::Both] {
+                let got = backward(&lab, &p, &kept, way, false);
+                let wanted = backward(&exact, &p, &same, way, false);
+                close(&what("dx"), &got.dx, &wanted.dx, bound);
+                for (got, wanted) in got.d_ys.iter().zip(&wanted.d_ys) {
+                    close(&what("dy"), got, wanted, bound);
+                }
+                let untouched = |table: &[f32]| table.iter().map(|v| v.is_nan()).collect::<Vec<bool>>();
+                assert_eq!(untouched(&got.d_table), untouched(&wanted.d_table), "{}", what("columns of the table"));
+                for (name, column) in &p.columns {
+                    let chunk = |table: &[f32]| -> Vec<f32> {
+                        table.chunks(p.shape.stride).flat_map(|row| row[*column..*column + p.shape.hidden].to_vec()).collect()
+                    };
+                    close(&what(name), &chunk(&got.d_table), &chunk(&wanted.d_table), bound);
+                }
+            }
+            let got = backward(&lab, &p, &kept, Upstream::Both, false);
+            let frozen = backward(&lab, &p, &kept, Upstream::Both, true);
+            same_bits(&what("frozen dx"), &frozen.dx, &got.dx);
+            same_bits(&what("frozen dy"), &frozen.d_ys.concat(), &got.d_ys.concat());
+        }
+    }
+}
+
+/// Sums over many blocks come in a fixed order: the same bits twice.
+fn sums_in_a_fixed_order<B: Backend>(b: &B, _: Tolerance) {
+    let lab = Lab::new(b);
+    for hidden in [72, 100] {
+        let p = Problem::random([2, 150, hidden], 1, 2, 8);
+        let kept = forward(&lab, &p);
+        let [first, second] = [(); 2].map(|()| backward(&lab, &p, &kept, Upstream::Residual, false).d_table);
+        let bits = |table: &[f32]| table.iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
+        assert_eq!(bits(&first), bits(&second), "hidden {hidden}");
+    }
+}
+
+/// Rows that begin off 16 bytes take another path to nearly the same numbers: plain LayerNorm of views.
+fn rows_that_begin_anywhere<B: Backend>(b: &B, tolerance: Tolerance) {
+    let lab = Lab::new(b);
+    let (rows, hidden) = (11, 192);
+    let n = rows * hidden;
+    let shape = AdalnShape { batch: 1, tokens: rows, hidden, stride: 0 };
+    let values = |stream: u32| normals(29, stream, n, 1.0, 0.5);
+    let run = |skip: usize| {
+        let after = |values: &[f32]| lab.data(&[&vec![f32::NAN; skip], values].concat());
+        let (x, d_y) = (after(&values(0)), after(&values(1)));
+        let (mut y, mut dx) = (lab.blank_data(skip + n), lab.blank_data(skip + n));
+        let mut stats = lab.blank_stat(2 * rows);
+        let view = skip..skip + n;
+        let mut norms = [NormOut { out: y.part_mut(view.clone()), modulation: None }];
+        b.adaln(&shape, x.part(view.clone()), &[], None, None, &mut norms, Some(&mut stats));
+        let norms = [NormGrad { d_out: d_y.part(view.clone()), modulation: None }];
+        b.adaln_backward(&shape, x.part(view.clone()), Some(&stats), None, dx.part_mut(view), false, None, &norms, &mut [], None);
+        let rest = |buffer: &B::Data| {
+            let all = lab.read(buffer, skip + n);
+            assert!(all[..skip].iter().all(|v| v.is_nan()), "something was written before the first row");
+            all[skip..].to_vec()
+        };
+        (rest(&y), rest(&dx))
+    };
+    let (y, dx) = run(0);
+    for skip in [1, 3, 4] {
+        let (y_here, dx_here) = run(skip);
+        close(&format!("y from element {skip} on"), &y_here, &y, tolerance.relative());
+        close(&format!("dx from element {skip} on"), &dx_here, &dx, tolerance.relative());
     }
 }
 

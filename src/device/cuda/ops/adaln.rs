@@ -28,7 +28,7 @@ const BACKWARD_SUMS: [[&str; 3]; 3] = [
     ["adaln_backward_sums_r2_m0", "adaln_backward_sums_r2_m1", "adaln_backward_sums_r2_m2"],
 ];
 /// Fewest tokens of a block: the modulation is loaded once for all of them, and column sums are written once.
-const LEAST_ROWS: u32 = 8;
+const LEAST_ROWS: u32 = 4;
 /// Blocks per multiprocessor: enough that none runs dry for long at the end; fewer where each leaves column sums to add up.
 const BLOCKS: u32 = 8;
 const BLOCKS_WITH_SUMS: u32 = 3;
@@ -79,8 +79,8 @@ fn wide(params: &mut AdalnParams) -> bool {
         rows.extend([branch.y, branch.d_y]);
         table.push(branch.gate);
     }
-    params.table_aligned = (aligned(&table) && params.stride % ADALN_WIDTH == 0).into();
-    aligned(&rows) && params.hidden % ADALN_WIDTH == 0 && params.hidden <= ADALN_WIDTH * ADALN_MAX_THREADS
+    params.table_aligned = (aligned(&table) && params.stride.is_multiple_of(ADALN_WIDTH)).into();
+    aligned(&rows) && params.hidden.is_multiple_of(ADALN_WIDTH) && params.hidden <= ADALN_WIDTH * ADALN_MAX_THREADS
 }
 
 /// Cuts every sample's tokens into blocks and returns the grid.

@@ -48,7 +48,7 @@ fn regular(gemm: &Gemm) -> bool {
         Epilogue::GeluBackward { pre } => [0, pre],
     };
     aligned(&[gemm.a.address, gemm.b.address, gemm.out, bias, pre])
-        && [gemm.a.ld, gemm.b.ld, gemm.columns].iter().all(|width| width % GRANULE == 0)
+        && [gemm.a.ld, gemm.b.ld, gemm.columns].iter().all(|width| width.is_multiple_of(GRANULE))
 }
 
 /// Queues a product: by cuBLASLt where it is sure to take it, else by the slow kernel.
@@ -186,7 +186,8 @@ pub fn linear_backward_weight(cuda: &Cuda, grads: &mut Buffer<f32>, layer: &Line
 /// Adds the sums over the rows of `x` `[rows, columns]` to fp32 `sums` `[columns]`.
 fn column_sum(cuda: &Cuda, rows: usize, columns: usize, x: In<'_>, sums: Address) {
     assert!(rows < 1 << 31 && columns < 1 << 31, "column sums of {rows} x {columns}");
-    let (name, width) = kernel_of_width(aligned(&[x.address()]) && columns % GRANULE == 0, [("column_sum_x8", 8), ("column_sum_x1", 1)]);
+    let (name, width) =
+        kernel_of_width(aligned(&[x.address()]) && columns.is_multiple_of(GRANULE), [("column_sum_x8", 8), ("column_sum_x1", 1)]);
     let across = (columns as u64).div_ceil(32 * width) as u32;
     let most = (COLUMN_BLOCKS * cuda.properties().multiprocessors).div_ceil(across).min(65535);
     let rows_per_part = (rows as u32).div_ceil(most).max(LEAST_ROWS);

@@ -1,0 +1,58 @@
+// Kernels by name, and what one launch of a kernel is made of.
+#pragma once
+#include <mutex>
+#include <utility>
+
+#include "block.h"
+
+namespace emulator {
+
+// Calls a kernel with arguments from cuLaunchKernel's array of pointers.
+using Entry = void (*)(const void* const* arguments);
+
+struct Kernel {
+    Entry entry;
+    std::vector<size_t> parameter_bytes;
+};
+
+template <auto FUNCTION>
+struct KernelOf;
+
+template <class... Parameters, void (*FUNCTION)(Parameters...)>
+struct KernelOf<FUNCTION> {
+    template <size_t... I>
+    static void call(const void* const* arguments, std::index_sequence<I...>) {
+        FUNCTION(*static_cast<const std::remove_const_t<Parameters>*>(arguments[I])...);
+    }
+    static void entry(const void* const* arguments) { call(arguments, std::index_sequence_for<Parameters...>{}); }
+    static Kernel kernel() { return {entry, {sizeof(Parameters)...}}; }
+};
+
+bool register_kernel(const char* name, Kernel kernel);
+
+// One launch: shared by the OS threads that run its blocks.
+struct Launch {
+    const char* name;
+    Kernel kernel;
+    const void* const* arguments;
+    dim3 grid, size;
+    size_t shared_bytes;
+    unsigned seed;
+    bool late;
+
+    size_t blocks() const { return size_t(grid.x) * grid.y * grid.z; }
+
+    std::atomic<size_t> next_block{0};
+    std::atomic<bool> failed{false};
+    std::mutex error_lock;
+    std::string error;
+
+    void fail(const std::string& message);
+};
+
+// Runs blocks of the launch on this OS thread until none is left or one failed (scheduler.cpp).
+void run_blocks(Launch& launch);
+
+}  // namespace emulator
+
+#define LADD_KERNEL(name) [[maybe_unused]] static const bool registered_##name = emulator::register_kernel(#name, emulator::KernelOf<name>::kernel());

@@ -1,0 +1,23 @@
+// Device memory: every allocation ends at an inaccessible range, and one lies before it.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace emulator {
+
+void* allocate(size_t bytes);
+void release(void* address);
+
+// Whether the range lies in one allocation that is still in use.
+bool accessible(const void* address, size_t bytes);
+
+// The allocation nearest to an address and where the address lies, in words.
+std::string describe_address(const void* address);
+
+// The first allocation whose surroundings were written, in words, or nothing. Repairs them.
+std::string check_surroundings();
+
+size_t page_size();
+
+}  // namespace emulator
