@@ -29,8 +29,9 @@ struct BackwardTiles {
     int shared;
 };
 __host__ __device__ constexpr BackwardTiles backward_tiles(int head_dim) {
-    return head_dim == 64 ? BackwardTiles{ATTENTION_BACKWARD_ROWS, ATTENTION_BACKWARD_COLUMNS_D64, ATTENTION_BACKWARD_SHARED_D64}
-                          : BackwardTiles{ATTENTION_BACKWARD_ROWS, ATTENTION_BACKWARD_COLUMNS_D128, ATTENTION_BACKWARD_SHARED_D128};
+    const BackwardTiles d64{ATTENTION_BACKWARD_ROWS, ATTENTION_BACKWARD_COLUMNS_D64, ATTENTION_BACKWARD_SHARED_D64};
+    const BackwardTiles d128{ATTENTION_BACKWARD_ROWS, ATTENTION_BACKWARD_COLUMNS_D128, ATTENTION_BACKWARD_SHARED_D128};
+    return head_dim == 64 ? d64 : d128;
 }
 
 // ---- tiles --------------------------------------------------------------------------------------------------------
@@ -44,16 +45,6 @@ struct JointRows {
     uint32_t head_dim;
 
     __device__ T* operator()(int r) const { return first + r < tokens ? head + (uint64_t)(first + r) * head_dim : nullptr; }
-};
-
-// The same of a tensor that is split by stream.
-template <class T>
-struct SplitRows {
-    StreamRows<T> head;
-    uint32_t first;
-    uint32_t tokens;
-
-    __device__ T* operator()(int r) const { return first + r < tokens ? head(first + r) : nullptr; }
 };
 
 // Starts the copy of the rows that `row_of(r)` names for r = 0..ROWS-1 to shared memory; absent rows and columns from
@@ -99,7 +90,8 @@ __device__ __forceinline__ void load_right(uint32_t (&words)[4], const bf16* til
 
 // 16 columns of a strip, from 16 `step`: += left right.
 template <int N>
-__device__ __forceinline__ void multiply_step(float (&strip)[N], int step, const uint32_t (&left)[4], const uint32_t (&right)[4]) {
+__device__ __forceinline__ void multiply_step(float (&strip)[N], int step, const uint32_t (&left)[4],
+                                              const uint32_t (&right)[4]) {
     mma_m16n8k16(*reinterpret_cast<float (*)[4]>(strip + 8 * step), left, {right[0], right[1]});
     mma_m16n8k16(*reinterpret_cast<float (*)[4]>(strip + 8 * step + 4), left, {right[2], right[3]});
 }
@@ -123,7 +115,9 @@ __device__ __forceinline__ void multiply_transposed(float (&strips)[STRIPS][N], 
             uint32_t right_words[4];
             load_right_transposed<D>(right_words, right, column, step);
 #pragma unroll
-            for (int strip = 0; strip < STRIPS; strip++) multiply_step(strips[strip], column / 16, left_words[strip], right_words);
+            for (int strip = 0; strip < STRIPS; strip++) {
+                multiply_step(strips[strip], column / 16, left_words[strip], right_words);
+            }
         }
     }
 }
@@ -138,7 +132,10 @@ __device__ __forceinline__ void multiply_add(float (&sums)[STRIPS][D / 2], const
 #pragma unroll
         for (int strip = 0; strip < STRIPS; strip++) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) left_words[strip][i] = pack_bf16(left[strip][row / 2 + 2 * i], left[strip][row / 2 + 2 * i + 1]);
+            for (int i = 0; i < 4; i++) {
+                const float* pair = left[strip] + row / 2 + 2 * i;
+                left_words[strip][i] = pack_bf16(pair[0], pair[1]);
+            }
         }
 #pragma unroll
         for (int step = 0; step < D / 16; step++) {
@@ -203,9 +200,8 @@ __device__ __forceinline__ void attention(const AttentionParams& params) {
         multiply_add<D>(out, scores, v_tile);
     }
 
-    const SplitRows<bf16> rows{
-        StreamRows<bf16>(params.out_image, params.out_text, params.image, params.keys, params.heads, params.head_dim, sample, head),
-        first_query + (uint32_t)warp_row, params.queries};
+    const StreamRows<bf16> outs(params.out_image, params.out_text, params.image, params.keys, params.heads, params.head_dim,
+                                sample, head);
     float* lse = at<float>(params.lse) + joint * params.keys;
 #pragma unroll
     for (int strip = 0; strip < STRIPS; strip++) {
@@ -218,7 +214,8 @@ __device__ __forceinline__ void attention(const AttentionParams& params) {
             if (lane_id() % 4 == 0 && query < (int)params.queries) lse[query] = softmax[strip].lse(half, params.scale * LOG2_E);
         }
         // Of the queries, a warp reads its own rows only: they serve it as staging.
-        store_strip<D, WIDE>(q_tile + strip_first * D, out[strip], params.head_dim, [&](int r) { return rows(strip * STRIP_ROWS + r); });
+        const SplitRows<bf16> rows{outs, (uint32_t)(first_query + strip_first), params.queries};
+        store_strip<D, WIDE>(q_tile + strip_first * D, out[strip], params.head_dim, rows);
     }
 }
 
@@ -238,8 +235,8 @@ __device__ __forceinline__ void statistics(const AttentionBackwardParams& params
     const bool inside = sample < params.batch;
     float sum = 0.0f;
     if (inside) {
-        const StreamRows<const bf16> outs(params.out_image, params.out_text, params.image, params.keys, params.heads, params.head_dim,
-                                          sample, head);
+        const StreamRows<const bf16> outs(params.out_image, params.out_text, params.image, params.keys, params.heads,
+                                          params.head_dim, sample, head);
         const StreamRows<const bf16> d_outs(params.d_out_image, params.d_out_text, params.image, params.keys, params.heads,
                                             params.head_dim, sample, head);
         const bf16* out = outs(token);
@@ -349,8 +346,10 @@ __device__ __forceinline__ void backward_keys(const AttentionBackwardParams& par
     cp_async_wait<0>();
     __syncthreads();
     scale_rows(dk[0], {params.scale, params.scale});
-    store_strip<D, WIDE>(k_tile + warp_row * D, dk[0], params.head_dim, head.template rows<bf16>(params.dk, first_key + warp_row, params.keys));
-    store_strip<D, WIDE>(v_tile + warp_row * D, dv[0], params.head_dim, head.template rows<bf16>(params.dv, first_key + warp_row, params.keys));
+    const JointRows<bf16> dk_rows = head.template rows<bf16>(params.dk, first_key + warp_row, params.keys);
+    const JointRows<bf16> dv_rows = head.template rows<bf16>(params.dv, first_key + warp_row, params.keys);
+    store_strip<D, WIDE>(k_tile + warp_row * D, dk[0], params.head_dim, dk_rows);
+    store_strip<D, WIDE>(v_tile + warp_row * D, dv[0], params.head_dim, dv_rows);
 }
 
 // dQ of 64 queries, 16 a warp, over all keys.
@@ -406,31 +405,24 @@ __device__ __forceinline__ void backward_queries(const AttentionBackwardParams& 
     }
     // A warp's own rows of the queries serve it as staging.
     scale_rows(dq[0], {params.scale, params.scale});
-    store_strip<D, WIDE>(q_tile + warp_row * D, dq[0], params.head_dim, head.template rows<bf16>(params.dq, first_query + warp_row, params.queries));
+    const JointRows<bf16> dq_rows = head.template rows<bf16>(params.dq, first_query + warp_row, params.queries);
+    store_strip<D, WIDE>(q_tile + warp_row * D, dq[0], params.head_dim, dq_rows);
 }
 
 // ---- entry points -------------------------------------------------------------------------------------------------
 
-#define ATTENTION(D, form, WIDE)                                                                                            \
-    extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_d##D##_##form(AttentionParams p) {         \
-        attention<D, WIDE>(p);                                                                                              \
-    }                                                                                                                       \
-    LADD_KERNEL(attention_d##D##_##form)                                                                                    \
-    extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_keys_d##D##_##form(AttentionBackwardParams p) { \
-        backward_keys<D, WIDE>(p);                                                                                          \
-    }                                                                                                                       \
-    LADD_KERNEL(attention_keys_d##D##_##form)                                                                               \
-    extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_queries_d##D##_##form(AttentionBackwardParams p) { \
-        backward_queries<D, WIDE>(p);                                                                                       \
-    }                                                                                                                       \
-    LADD_KERNEL(attention_queries_d##D##_##form)
+#define KERNEL(name, Params, body)                                                              \
+    extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, 2) name(Params p) { body(p); } \
+    LADD_KERNEL(name)
+
+#define ATTENTION(D, form, WIDE)                                                                            \
+    KERNEL(attention_d##D##_##form, AttentionParams, (attention<D, WIDE>))                                  \
+    KERNEL(attention_keys_d##D##_##form, AttentionBackwardParams, (backward_keys<D, WIDE>))                 \
+    KERNEL(attention_queries_d##D##_##form, AttentionBackwardParams, (backward_queries<D, WIDE>))
 
 ATTENTION(64, wide, true)
 ATTENTION(64, narrow, false)
 ATTENTION(128, wide, true)
 ATTENTION(128, narrow, false)
-
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS) attention_statistics_x8(AttentionBackwardParams p) { statistics<8>(p); }
-LADD_KERNEL(attention_statistics_x8)
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS) attention_statistics_x1(AttentionBackwardParams p) { statistics<1>(p); }
-LADD_KERNEL(attention_statistics_x1)
+KERNEL(attention_statistics_x8, AttentionBackwardParams, statistics<8>)
+KERNEL(attention_statistics_x1, AttentionBackwardParams, statistics<1>)

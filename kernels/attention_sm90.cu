@@ -68,7 +68,9 @@ template <int ROWS, int D>
 __device__ __forceinline__ void copy_tile(bf16* to, const CUtensorMap* map, uint64_t* full, int first, int head) {
     mbar_arrive_expect_tx(full, ROWS * D * sizeof(bf16));
 #pragma unroll
-    for (int panel = 0; panel < D / PANEL; panel++) tma_load_3d(to + panel * ROWS * PANEL, map, full, panel * PANEL, first, head);
+    for (int panel = 0; panel < D / PANEL; panel++) {
+        tma_load_3d(to + panel * ROWS * PANEL, map, full, panel * PANEL, first, head);
+    }
 }
 
 // One thread keeps the rings full.
@@ -124,7 +126,8 @@ __device__ __forceinline__ void release(uint64_t* empty) {
 }
 
 template <int D>
-__device__ __forceinline__ void consume(Shared<D>& shared, const AttentionParams& params, int tiles, int first_query, int head) {
+__device__ __forceinline__ void consume(Shared<D>& shared, const AttentionParams& params, int tiles, int first_query,
+                                        int head) {
     constexpr Tiles TILES = forward_tiles(D);
     const int group = threadIdx.x / WARPGROUP - 1;
     const int warp = threadIdx.x % WARPGROUP / 32;
@@ -197,8 +200,10 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const AttentionParams
     // The queries' place serves as staging: the products of all four warps have read them before any warp overwrites them.
     named_bar_sync(CONSUMER_BARRIER + group, WARPGROUP);
     const uint32_t sample = head / params.heads;
-    const StreamRows<bf16> rows(params.out_image, params.out_text, params.image, keys, params.heads, D, sample, head % params.heads);
-    store_strip<D, true>(q + warp * STRIP_ROWS * D, out, D, [&](int r) { return first_row + r < queries ? rows(first_row + r) : nullptr; });
+    const StreamRows<bf16> outs(params.out_image, params.out_text, params.image, keys, params.heads, D, sample,
+                                head % params.heads);
+    const SplitRows<bf16> rows{outs, (uint32_t)first_row, params.queries};
+    store_strip<D, true>(q + warp * STRIP_ROWS * D, out, D, rows);
 }
 
 template <int D>

@@ -35,9 +35,12 @@ struct StreamRows {
     uint32_t image_tokens;
     uint64_t stride;
 
-    __device__ StreamRows(DevicePtr image_address, DevicePtr text_address, uint32_t image_tokens, uint32_t tokens, uint32_t heads,
-                          uint32_t head_dim, uint32_t sample, uint32_t head)
-        : image(at<T>(image_address)), text(at<T>(text_address)), image_tokens(image_tokens), stride((uint64_t)heads * head_dim) {
+    __device__ StreamRows(DevicePtr image_address, DevicePtr text_address, uint32_t image_tokens, uint32_t tokens,
+                          uint32_t heads, uint32_t head_dim, uint32_t sample, uint32_t head)
+        : image(at<T>(image_address)),
+          text(at<T>(text_address)),
+          image_tokens(image_tokens),
+          stride((uint64_t)heads * head_dim) {
         const uint64_t column = (uint64_t)head * head_dim;
         if (image) image += (uint64_t)sample * image_tokens * stride + column;
         if (text) text += (uint64_t)sample * (tokens - image_tokens) * stride + column;
@@ -49,6 +52,16 @@ struct StreamRows {
         const uint32_t row = token < image_tokens ? token : token - image_tokens;
         return stream ? stream + row * stride : nullptr;
     }
+};
+
+// Of these, the tokens [first, tokens): null behind the end.
+template <class T>
+struct SplitRows {
+    StreamRows<T> head;
+    uint32_t first;
+    uint32_t tokens;
+
+    __device__ T* operator()(int r) const { return first + r < tokens ? head(first + r) : nullptr; }
 };
 
 // Replaces what stands for keys behind the end of the sequence: `left` of the strip's columns are in it.
