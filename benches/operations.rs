@@ -1,7 +1,7 @@
 //! Every operation on the CPU, forward and backward, at the demo's size and at a larger one, and the model's passes.
 //!
 //! `cargo bench --bench operations [FILTER]`. Throughput counts floating-point operations for products and attention
-//! (forward `4 B H S^2 D`, backward 2.5 times that) and values written for everything else.
+//! (forward `4 B H S^2 D`, backward 2.5 times that) and values read and written for everything else.
 
 #[path = "../tests/it/catalogue.rs"]
 mod catalogue;

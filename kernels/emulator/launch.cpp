@@ -141,9 +141,9 @@ extern "C" {
 // The reason of this OS thread's last failure.
 const char* emu_last_error() { return last_error.c_str(); }
 
-// 0: done; 1: there is no such kernel; 2: refused or failed.
+// 0: done; 1: there is no such kernel; 2: refused or failed. `owner` numbers the driver: only its memory is checked afterwards.
 int emu_launch(const char* name, const unsigned* grid, unsigned threads, size_t shared, const void* const* parameters, const size_t* sizes,
-               size_t count, unsigned seed, int late) {
+               size_t count, unsigned seed, int late, uint64_t owner) {
     const auto found = kernels().find(name);
     if (found == kernels().end()) return 1;
     Launch launch{.name = name,
@@ -163,11 +163,11 @@ int emu_launch(const char* name, const unsigned* grid, unsigned threads, size_t 
     install_fault_handlers();
     Pool::get().run(launch);
     if (launch.failed) return failed(launch.error);
-    const std::string written = check_surroundings();
+    const std::string written = check_surroundings(owner);
     return written.empty() ? 0 : failed(written);
 }
 
-void* emu_allocate(size_t bytes) { return allocate(bytes); }
+void* emu_allocate(size_t bytes, uint64_t owner) { return allocate(bytes, owner); }
 void emu_free(void* address) { release(address); }
 
 // Whether the range lies in one allocation.

@@ -25,6 +25,7 @@ struct Allocation {
     size_t bytes;
     uint8_t* pages;   // the first accessible page
     size_t page_bytes;
+    uint64_t owner;
     bool freed;
 
     uint8_t* mapped() const { return pages - GUARD; }
@@ -65,8 +66,9 @@ static bool holds_pattern(const uint8_t* first, const uint8_t* last) {
 
 static size_t rounded_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
-void* allocate(size_t bytes) {
+void* allocate(size_t bytes, uint64_t owner) {
     Allocation made = {};
+    made.owner = owner;
     made.bytes = bytes;
     made.page_bytes = rounded_up(std::max<size_t>(bytes, 1), page_size());
     void* memory = mmap(nullptr, made.mapped_bytes(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -145,12 +147,13 @@ std::string describe_address(const void* address) {
     return text;
 }
 
-std::string check_surroundings() {
+std::string check_surroundings(uint64_t owner) {
     Registry& all = registry();
     std::lock_guard<std::mutex> guard(all.lock);
     std::string found;
     for (const auto& [start, allocation] : all.allocations) {
-        if (allocation.freed) continue;
+        // Other drivers may be in the middle of their own launches.
+        if (allocation.freed || allocation.owner != owner) continue;
         const bool before = holds_pattern(allocation.checked_from(), start);
         const bool after = holds_pattern(start + allocation.bytes, allocation.end());
         if (before && after) continue;

@@ -6,7 +6,8 @@
 
 namespace emulator {
 
-void* allocate(size_t bytes);
+// `owner` numbers the driver that the memory belongs to.
+void* allocate(size_t bytes, uint64_t owner);
 void release(void* address);
 
 // Whether the range lies in one allocation that is still in use.
@@ -15,8 +16,8 @@ bool accessible(const void* address, size_t bytes);
 // The allocation nearest to an address and where the address lies, in words.
 std::string describe_address(const void* address);
 
-// The first allocation whose surroundings were written, in words, or nothing. Repairs them.
-std::string check_surroundings();
+// The owner's first allocation whose surroundings were written, in words, or nothing. Repairs them.
+std::string check_surroundings(uint64_t owner);
 
 size_t page_size();
 

@@ -2,43 +2,18 @@
 //! returns. Device memory is host memory, so an address is a pointer, and every range is checked before it is touched.
 
 mod gemm;
+mod library;
 
-use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytemuck::Pod;
 
+use library::Library;
+
 use super::driver::{Address, Driver, Gemm, Grid, Kernel, Properties, Recorded, TensorMap, TensorSpec};
 use crate::device::DeviceError;
-
-unsafe extern "C" {
-    fn emu_allocate(bytes: usize) -> *mut c_void;
-    fn emu_free(address: *mut c_void);
-    fn emu_accessible(address: *const c_void, bytes: usize) -> c_int;
-    fn emu_describe(address: *const c_void) -> *const c_char;
-    fn emu_last_error() -> *const c_char;
-    fn emu_launch(
-        name: *const c_char,
-        grid: *const c_uint,
-        threads: c_uint,
-        shared: usize,
-        parameters: *const *const c_void,
-        sizes: *const usize,
-        count: usize,
-        seed: c_uint,
-        late: c_int,
-    ) -> c_int;
-    fn emu_tensor_map(
-        out: *mut TensorMap,
-        element_bytes: c_int,
-        rank: c_int,
-        base: *mut c_void,
-        dims: *const u64,
-        strides: *const u64,
-        tile: *const u32,
-        swizzle: c_uint,
-    ) -> c_int;
-}
 
 /// The order in which the emulator runs what the hardware may run in any order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,6 +35,8 @@ impl Schedule {
 pub struct Emulated {
     properties: Properties,
     schedule: Schedule,
+    /// Tells its memory from that of other drivers, whose launches may run at the same time.
+    number: u64,
     recording: Mutex<Option<Tape>>,
 }
 
@@ -91,7 +68,7 @@ fn text(pointer: *const c_char) -> String {
 
 fn last_error() -> String {
     // SAFETY: takes nothing.
-    text(unsafe { emu_last_error() })
+    text(unsafe { (Library::get().last_error)() })
 }
 
 impl Emulated {
@@ -106,8 +83,10 @@ impl Emulated {
     }
 
     fn of(schedule: Schedule, capability: (u32, u32)) -> Self {
+        static DRIVERS: AtomicU64 = AtomicU64::new(0);
+        let number = DRIVERS.fetch_add(1, Ordering::Relaxed);
         let properties = Properties { name: "emulator".to_owned(), capability, multiprocessors: 4, memory: 1 << 34 };
-        Self { properties, schedule, recording: Mutex::default() }
+        Self { properties, schedule, number, recording: Mutex::default() }
     }
 
     fn failed(&self, what: &str, cause: impl Into<String>) -> DeviceError {
@@ -133,11 +112,11 @@ impl Emulated {
     fn check_range(&self, what: &str, address: Address, bytes: usize) -> Result<(), DeviceError> {
         let pointer = address as *const c_void;
         // SAFETY: any address may be asked about.
-        if bytes == 0 || unsafe { emu_accessible(pointer, bytes) } != 0 {
+        if bytes == 0 || unsafe { (Library::get().accessible)(pointer, bytes) } != 0 {
             return Ok(());
         }
         // SAFETY: as above.
-        let place = text(unsafe { emu_describe(pointer) });
+        let place = text(unsafe { (Library::get().describe)(pointer) });
         Err(self.failed(what, format!("{bytes} bytes of device memory are not there: they begin {place}")))
     }
 
@@ -192,7 +171,7 @@ impl Emulated {
         // SAFETY: `grid.blocks` has three entries, `pointers` and `sizes` as many as `count` says. The emulator checks count and
         // sizes against the kernel, and turns the kernel's own mistakes into errors.
         let status = unsafe {
-            emu_launch(
+            (Library::get().launch)(
                 name.as_ptr(),
                 grid.blocks.as_ptr(),
                 grid.threads,
@@ -202,6 +181,7 @@ impl Emulated {
                 sizes.len(),
                 seed,
                 late.into(),
+                self.number,
             )
         };
         match status {
@@ -227,7 +207,7 @@ impl Driver for Emulated {
     fn allocate(&self, bytes: usize) -> Result<Address, DeviceError> {
         self.outside_recording("an allocation")?;
         // SAFETY: any size may be asked for; null is checked.
-        let address = unsafe { emu_allocate(bytes) } as Address;
+        let address = unsafe { (Library::get().allocate)(bytes, self.number) } as Address;
         if address == 0 {
             return Err(DeviceError::OutOfMemory { device: self.properties.name.clone(), requested: bytes as u64 });
         }
@@ -238,7 +218,7 @@ impl Driver for Emulated {
         // A recording may still name the memory.
         let _ = self.outside_recording("a release of memory");
         // SAFETY: buffers give back each address of `allocate` once; the emulator ignores addresses that it does not know.
-        unsafe { emu_free(address as *mut c_void) };
+        unsafe { (Library::get().free)(address as *mut c_void) };
     }
 
     fn write(&self, to: Address, bytes: &[u8]) -> Result<(), DeviceError> {
@@ -273,7 +253,7 @@ impl Driver for Emulated {
         let mut map = TensorMap([0; 16]);
         // SAFETY: the arrays have as many entries as the rank says (strides: one fewer), as checked above.
         let status = unsafe {
-            emu_tensor_map(
+            (Library::get().tensor_map)(
                 &mut map,
                 element.bytes() as c_int,
                 dims.len() as c_int,

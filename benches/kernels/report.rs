@@ -1,0 +1,103 @@
+//! The report: what was measured on which machine, as JSON, and one table from ours and PyTorch's.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+/// The first line that a command prints, if it runs.
+fn ask(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(arguments).output().ok().filter(|output| output.status.success())?;
+    let line = String::from_utf8_lossy(&output.stdout).lines().next().map(str::trim).map(str::to_owned);
+    line.filter(|line| !line.is_empty())
+}
+
+/// The commit that was built: from the repository, or where there is none from LADD_FAST_COMMIT.
+fn commit() -> Option<String> {
+    let Some(commit) = ask("git", &["rev-parse", "--short", "HEAD"]) else { return std::env::var("LADD_FAST_COMMIT").ok() };
+    let changed = ask("git", &["status", "--porcelain", "--untracked-files=no"]).is_some();
+    Some(if changed { format!("{commit} and uncommitted changes") } else { commit })
+}
+
+/// What a reader needs to know about a run.
+pub fn facts(device: &str, rules: &str) -> Value {
+    let gpu = ask("nvidia-smi", &["--query-gpu=name,driver_version,memory.total,power.limit", "--format=csv,noheader", "--id=0"]);
+    json!({
+        "device": device,
+        "gpu": gpu,
+        "date": ask("date", &["-u", "+%Y-%m-%d"]),
+        "commit": commit(),
+        "versions": { "ladd_fast": env!("CARGO_PKG_VERSION"), "cuda_driver": cuda_driver() },
+        "rules": rules,
+    })
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_driver() -> Option<i32> {
+    ladd_fast::device::cuda::real::driver_version().ok()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_driver() -> Option<i32> {
+    None
+}
+
+/// Three significant digits are all that a timing has; four are kept.
+pub fn four_digits(value: f64) -> f64 {
+    format!("{value:.3e}").parse().unwrap_or(value)
+}
+
+fn read(path: &Path) -> Value {
+    let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// Joins the results of both sides: for each operation and shape our median, PyTorch's best, and the ratio.
+pub fn join(ours: &Path, pytorch: &Path) -> Value {
+    let (ours, theirs) = (read(ours), read(pytorch));
+    let empty = Vec::new();
+    let list = |side: &Value| side["results"].as_array().unwrap_or(&empty).clone();
+    let peers = list(&theirs);
+    let joined: Vec<Value> = list(&ours)
+        .into_iter()
+        .map(|mut entry| {
+            let same = |peer: &&Value| peer["operation"] == entry["operation"] && peer["shape"] == entry["shape"];
+            if let Some(peer) = peers.iter().find(same) {
+                let ratio = peer["median_us"].as_f64().zip(entry["median_us"].as_f64()).map(|(them, us)| four_digits(them / us));
+                entry["pytorch_us"] = peer["median_us"].clone();
+                entry["pytorch_how"] = peer["how"].clone();
+                entry["speedup"] = json!(ratio);
+            }
+            entry
+        })
+        .collect();
+    let side = |side: &Value| {
+        let mut facts = side.clone();
+        facts.as_object_mut().map(|facts| facts.remove("results"));
+        facts
+    };
+    json!({ "ladd_fast": side(&ours), "pytorch": side(&theirs), "results": joined })
+}
+
+/// A table in Markdown of joined or of our own results.
+pub fn table(report: &Value) -> String {
+    let mut lines = vec![
+        "| operation | shape | µs | rate | of the machine's | PyTorch µs | speedup |".to_owned(),
+        "|---|---|--:|--:|--:|--:|--:|".to_owned(),
+    ];
+    let number = |value: &Value| value.as_f64().map_or_else(String::new, |v| v.to_string());
+    for entry in report["results"].as_array().into_iter().flatten() {
+        let text = |key: &str| entry[key].as_str().unwrap_or_default();
+        let share = entry["fraction"].as_f64().map_or_else(String::new, |f| format!("{:.0} %", 100.0 * f));
+        let peer = match entry["pytorch_how"].as_str() {
+            Some(how) => format!("{} ({how})", number(&entry["pytorch_us"])),
+            None => String::new(),
+        };
+        let speedup = entry["speedup"].as_f64().map_or_else(String::new, |s| format!("{s:.2}"));
+        let (us, rate) = (number(&entry["median_us"]), number(&entry["rate"]));
+        let (operation, shape, unit) = (text("operation"), text("shape"), text("unit"));
+        lines.push(format!("| {operation} | {shape} | {us} | {rate} {unit} | {share} | {peer} | {speedup} |"));
+    }
+    lines.join("\n")
+}
