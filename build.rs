@@ -1,6 +1,9 @@
 //! Builds the kernels. Feature `emulator`: as host C++, by the C++ compiler that `cc` finds. Feature `cuda`: by nvcc, one
 //! fatbin per file, embedded into the program together with what ptxas reports. Without either, nothing is built.
 
+// A build script has no other way to end the build than to end itself.
+#![allow(clippy::expect_used)]
+
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     // Tests that need a GPU are ignored, and counted as such, where there is none.

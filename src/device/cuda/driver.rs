@@ -1,5 +1,5 @@
-//! What the launch code needs of a CUDA driver. Two implementations: [`Real`](super::real::Real) over cudarc, and
-//! [`Emulated`](super::emulated::Emulated), which runs the same kernels on the CPU. Both take exactly the arguments of
+//! What the launch code needs of a CUDA driver. Two implementations: `real::Real` over cudarc, and
+//! `emulated::Emulated`, which runs the same kernels on the CPU. Both take exactly the arguments of
 //! `cuLaunchKernel`, so that grids, shared memory, tensor maps and parameters are tested on machines without a GPU.
 //!
 //! Work is queued in order on one stream; a call that only queues returns at once, and a failure that shows later is

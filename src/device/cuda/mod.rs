@@ -5,7 +5,8 @@
 //! `ops/` holds the launch code, one file per kernel file. All `unsafe` code of the CUDA backend is in here.
 
 #[rustfmt::skip]
-#[allow(missing_docs, non_upper_case_globals, non_camel_case_types)]
+// Some constants are for the kernels alone.
+#[allow(missing_docs, non_upper_case_globals, non_camel_case_types, dead_code)]
 mod abi;
 #[cfg(feature = "cuda")]
 pub mod built;

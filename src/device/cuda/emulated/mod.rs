@@ -129,7 +129,7 @@ impl Emulated {
     #[allow(clippy::mut_from_ref)]
     fn values_mut<T: Pod>(&self, address: Address, len: usize) -> Result<&mut [T], DeviceError> {
         self.check_range("an access", address, len * size_of::<T>())?;
-        if address % align_of::<T>() as u64 != 0 {
+        if !address.is_multiple_of(align_of::<T>() as u64) {
             return Err(self.failed("an access", format!("the address {address:#x} is misaligned")));
         }
         // SAFETY: the range lies in one allocation and is aligned, and `T` is plain bytes. Work runs in order on the

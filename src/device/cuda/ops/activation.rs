@@ -7,7 +7,7 @@ use crate::device::cuda::{Cuda, driver::Kernel};
 
 fn launch(cuda: &Cuda, [x8, x1]: [&'static str; 2], x: In<'_>, other: Option<In<'_>>, out: Out<'_>) {
     let params = ActivationParams { len: out.len as u64, x: x.address(), other: address_or_null(other.as_ref()), out: out.address() };
-    let wide = aligned(&[params.x, params.other, params.out]) && out.len % 8 == 0;
+    let wide = aligned(&[params.x, params.other, params.out]) && out.len.is_multiple_of(8);
     let (name, width) = kernel_of_width(wide, [(x8, 8), (x1, 1)]);
     let grid = cuda.strided_grid(params.len.div_ceil(width), ACTIVATION_THREADS);
     cuda.launch(Kernel { file: "activation", name }, grid, &params);

@@ -18,7 +18,7 @@ const QUAD: u64 = 4;
 
 /// Samples and values of each in a buffer `[batch, numel]`.
 fn samples(len: usize, batch: usize) -> (u32, u64) {
-    assert!(batch > 0 && len % batch == 0, "{len} values are not {batch} samples of equal length");
+    assert!(batch > 0 && len.is_multiple_of(batch), "{len} values are not {batch} samples of equal length");
     (batch as u32, (len / batch) as u64)
 }
 
@@ -60,13 +60,13 @@ pub fn timesteps(cuda: &Cuda, step: &Buffer<StepParams>, stream: Stream, distrib
 }
 
 pub fn normal(cuda: &Cuda, step: &Buffer<StepParams>, stream: Stream, numel: usize, out: StatOut<'_>) {
-    assert!(numel > 0 && out.len % numel == 0, "{} values are not samples of {numel}", out.len);
+    assert!(numel > 0 && out.len.is_multiple_of(numel), "{} values are not samples of {numel}", out.len);
     let batch = (out.len / numel) as u32;
     if batch == 0 {
         return;
     }
     let params = NormalParams { numel: numel as u64, step: step.address(), out: out.address(), stream, batch };
-    let wide = aligned(&[params.out]) && params.numel % QUAD == 0;
+    let wide = aligned(&[params.out]) && params.numel.is_multiple_of(QUAD);
     let (name, _) = kernel_of_width(wide, [("normal_x4", QUAD), ("normal_x1", 1)]);
     cuda.launch(Kernel { file: "flow_noise", name }, sample_grid(cuda, params.numel, batch), &params);
 }
@@ -178,7 +178,7 @@ pub fn euler_cfg(cuda: &Cuda, x: StatOut<'_>, velocity: StatIn<'_>, unconditiona
         guidance,
         dt,
     };
-    let wide = aligned(&[params.x, params.velocity, params.unconditional]) && params.len % QUAD == 0;
+    let wide = aligned(&[params.x, params.velocity, params.unconditional]) && params.len.is_multiple_of(QUAD);
     let (name, width) = kernel_of_width(wide, [("euler_cfg_x4", QUAD), ("euler_cfg_x1", 1)]);
     cuda.launch(Kernel { file: "flow_noise", name }, cuda.strided_grid(params.len.div_ceil(width), FLOW_THREADS), &params);
 }

@@ -20,7 +20,7 @@ pub fn mse(cuda: &Cuda, a: StatIn<'_>, b: StatIn<'_>, share: f32, weight: f32, d
         assert_eq!(d_a.len, a.len, "the gradient holds {} values, a {}", d_a.len, a.len);
     }
     let (a_, b_, d_a) = (a.address(), b.address(), address_or_null(d_a.as_ref()));
-    let wide = aligned(&[a_, b_, d_a]) && a.len % 4 == 0;
+    let wide = aligned(&[a_, b_, d_a]) && a.len.is_multiple_of(4);
     let (name, width) = kernel_of_width(wide, [("mse_x4", 4), ("mse_x1", 1)]);
     let blocks = (a.len as u64).div_ceil(width).div_ceil(MSE_THREADS.into());
     let parts = blocks.min(MSE_MAX_PARTS.into()) as u32;
