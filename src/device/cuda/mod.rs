@@ -40,6 +40,9 @@ use crate::flow::TimestepDistribution;
 /// block has work for long.
 const BLOCKS_PER_MULTIPROCESSOR: u32 = 8;
 
+/// Scratch memory is aligned to as many bytes (on a GPU).
+const SCRATCH_ALIGNMENT: usize = 256;
+
 /// A CUDA device, real or emulated.
 #[derive(Debug)]
 pub struct Cuda {
@@ -156,11 +159,13 @@ impl Cuda {
     fn scratch(&self, bytes: usize) -> Option<Address> {
         let mut scratch = self.scratch.lock().ok()?;
         if scratch.current.as_ref().is_none_or(|buffer| buffer.len() < bytes) {
-            let grown = self.note(Buffer::new(&self.driver, bytes.next_power_of_two()))?;
+            let grown = self.note(Buffer::new(&self.driver, bytes.next_power_of_two().max(SCRATCH_ALIGNMENT)))?;
             let outgrown = scratch.current.replace(grown);
             scratch.outgrown.extend(outgrown);
         }
-        scratch.current.as_ref().map(Buffer::address)
+        // The last bytes of the buffer: on the emulator, memory behind them is inaccessible.
+        let rounded = bytes.next_multiple_of(SCRATCH_ALIGNMENT);
+        scratch.current.as_ref().map(|buffer| buffer.address() + (buffer.len() - rounded) as u64)
     }
 
     /// A grid for `threads` threads of work in blocks of `block`, at most as many as fill the device a few times over:
