@@ -67,7 +67,7 @@ fn machine_code(cuobjdump: &PathBuf, file: &str, fatbin: &[u8], arch: &str) -> B
 
 /// Instructions that a kernel was written to use: part of its name, architecture, instruction.
 const EXPECTED: [(&str, &str, &str); 4] =
-    [("_x8", "sm_80", "E.128"), ("_x8", "sm_90a", "E.128"), ("_x4", "sm_80", "E.128"), ("_x4", "sm_90a", "E.128")];
+    [("_x8", "sm_80", ".128"), ("_x8", "sm_90a", ".128"), ("_x4", "sm_80", ".128"), ("_x4", "sm_90a", ".128")];
 
 /// Kernels that may use local memory: the range reduction of the double-precision sine keeps an array there.
 const LOCAL_MEMORY: [&str; 1] = ["timestep_embedding"];
