@@ -149,9 +149,9 @@ void copy_async(void* to, const void* from, int size, int bytes, Where where) {
     });
 }
 
-static void start_transfer(std::function<void()> run) {
+static void start_transfer(const uint64_t* barrier, std::function<void()> run) {
     if (block().late) {
-        block().transfers.push_back({&self(), std::move(run)});
+        block().transfers.push_back({&self(), barrier, std::move(run)});
     } else {
         run();
     }
@@ -161,7 +161,7 @@ void bulk_load(void* shared, const void* global, uint32_t bytes, uint64_t* barri
     require_multiple_of_16(shared, global, bytes, "bulk_load");
     require_shared(shared, bytes, "bulk_load");
     require_visible(barrier, "bulk_load");
-    start_transfer([=] {
+    start_transfer(barrier, [=] {
         memcpy(shared, global, bytes);
         mbarrier_complete(barrier, bytes);
     });
@@ -301,7 +301,7 @@ void tile_load(void* shared, const CUtensorMap* from, uint64_t* barrier, Coordin
     const TensorMap map = checked_map(from, shared, rank, "tma_load");
     require_visible(barrier, "tma_load");
     const uint32_t address = shared_address(shared);
-    start_transfer([=] {
+    start_transfer(barrier, [=] {
         move_tile(map, Tile::LOAD, address, at);
         mbarrier_complete(barrier, map.tile_bytes());
     });

@@ -1,7 +1,7 @@
 // Work that goes on beside the threads: mbarriers, cp.async, bulk copies and TMA tiles with their swizzles.
 //
 // In the early schedules a copy happens when it is issued. In the late ones loads that complete on an mbarrier happen when no
-// thread can go on without them, in no fixed order; per-thread copies and stores when their group is waited for.
+// thread can go on without them, first those that somebody waits for; per-thread copies and stores when their group is waited for.
 #pragma once
 #include <initializer_list>
 

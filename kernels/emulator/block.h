@@ -96,6 +96,7 @@ struct Thread {
 // Something the copy engine has still to do, and who asked for it.
 struct Transfer {
     const Thread* issuer;
+    const uint64_t* barrier;   // on which it completes
     std::function<void()> run;
 };
 

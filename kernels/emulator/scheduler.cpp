@@ -235,6 +235,17 @@ bool Worker::run_random_warp() {
     return false;
 }
 
+// A transfer on whose barrier some thread waits, or any: copies that nobody waits for stay under way as long as possible.
+size_t Worker::needed_transfer() {
+    std::vector<size_t> needed;
+    for (size_t i = 0; i < block.transfers.size(); i++) {
+        const auto waits = [&](const Thread& thread) { return thread.ready && thread.condition == block.transfers[i].barrier; };
+        if (std::any_of(block.thread.begin(), block.thread.end(), waits)) needed.push_back(i);
+    }
+    if (needed.empty()) return random(unsigned(block.transfers.size()));
+    return needed[random(unsigned(needed.size()))];
+}
+
 // Lets the copy engine do one of its transfers, in the name of the thread that asked for it.
 void Worker::finish_transfer(size_t which) {
     std::swap(block.transfers.front(), block.transfers[which]);
@@ -292,12 +303,11 @@ void Worker::run_block(Launch& launch, size_t number) {
     while (running > 0 && !launch.failed) {
         const bool ran = launch.seed == 0 ? run_in_turn(0, block.threads, false) : run_random_warp();
         if (launch.failed) return;
-        const size_t transfers = block.transfers.size();
-        const bool now = !ran || (launch.seed != 0 && random(4) == 0);
-        if (transfers > 0 && now) {
-            finish_transfer(launch.seed == 0 ? transfers - 1 : random(unsigned(transfers)));
-        } else if (!ran) {
+        if (ran) continue;
+        if (block.transfers.empty()) {
             launch.fail(deadlock(block));
+        } else {
+            finish_transfer(needed_transfer());
         }
     }
     if (!launch.failed) end_block(launch);

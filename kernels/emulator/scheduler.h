@@ -46,6 +46,7 @@ private:
     bool run_in_turn(unsigned first, unsigned count, bool backwards);
     bool run_random_warp();
     void resume(Thread& thread);
+    size_t needed_transfer();
     void finish_transfer(size_t which);
     unsigned random(unsigned below);
 
