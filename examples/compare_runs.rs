@@ -57,10 +57,16 @@ fn compare(runs: [&Path; 2], picture: &Path) -> Result<()> {
         });
         panels.push(Panel { title: title.into(), log, include: vec![], series: series.collect(), references: vec![] });
         let pairs = steps[0][..common].iter().zip(&steps[1]).map(|(a, b)| (f64::from(value(a)), f64::from(value(b))));
-        let relative: Vec<f64> = pairs.map(|(a, b)| (a - b).abs() / a.abs().max(1e-12)).collect();
+        // Losses cross zero: compare with their usual size.
+        let size = steps[0][..common].iter().map(|r| f64::from(value(r)).abs()).sum::<f64>() / common.max(1) as f64;
+        let relative: Vec<f64> = pairs.map(|(a, b)| (a - b).abs() / size.max(1e-12)).collect();
         let mean = relative.iter().sum::<f64>() / relative.len().max(1) as f64;
         let worst = relative.iter().fold(0.0_f64, |worst, r| worst.max(*r));
-        println!("{title}: over {common} steps they differ by {:.2} % on average, {:.2} % at most", 100.0 * mean, 100.0 * worst);
+        println!(
+            "{title}: over {common} steps they differ by {:.1} % of its mean size on average, {:.1} % at most",
+            100.0 * mean,
+            100.0 * worst
+        );
     }
     save_png(&draw_panels(&format!("{} and {}", names[0], names[1]), &panels)?, picture)?;
     println!("{}", picture.display());

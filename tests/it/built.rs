@@ -66,8 +66,21 @@ fn machine_code(cuobjdump: &PathBuf, file: &str, fatbin: &[u8], arch: &str) -> B
 }
 
 /// Instructions that a kernel was written to use: part of its name, architecture, instruction.
-const EXPECTED: [(&str, &str, &str); 4] =
-    [("_x8", "sm_80", "E.128"), ("_x8", "sm_90a", "E.128"), ("_x4", "sm_80", "E.128"), ("_x4", "sm_90a", "E.128")];
+const EXPECTED: [(&str, &str, &str); 13] = [
+    ("_x8", "sm_80", ".128"),
+    ("_x8", "sm_90a", ".128"),
+    ("_x4", "sm_80", ".128"),
+    ("_x4", "sm_90a", ".128"),
+    ("attention_sm90", "sm_90a", "HGMMA"),
+    ("attention_sm90", "sm_90a", "UTMALDG"),
+    ("attention_d", "sm_80", "HMMA.16816"),
+    ("attention_d", "sm_80", "LDSM"),
+    ("attention_keys", "sm_80", "HMMA.16816"),
+    ("attention_queries", "sm_80", "HMMA.16816"),
+    ("conv3x3_large", "sm_80", "HMMA.16816"),
+    ("conv3x3_large", "sm_80", "LDGSTS"),
+    ("conv3x3_backward", "sm_80", "HMMA.16816"),
+];
 
 /// Kernels that may use local memory: the range reduction of the double-precision sine keeps an array there.
 const LOCAL_MEMORY: [&str; 1] = ["timestep_embedding"];
