@@ -14,6 +14,8 @@ const GAP: usize = 5;
 const ALIGNMENT: usize = 64;
 /// What gradient arenas hold before an operation adds to them.
 const START: f32 = 0.25;
+/// What they hold between the tensors.
+const BETWEEN_GRADIENTS: f32 = -3.0;
 
 /// A backend and the buffers made on it.
 #[derive(Debug)]
@@ -126,17 +128,22 @@ impl Arena {
 
     /// A gradient arena that holds something already, as after a micro-batch.
     pub fn gradients<B: Backend>(&self, lab: &Lab<'_, B>) -> B::Stat {
-        let mut values = vec![f32::NAN; self.values.len()];
+        lab.stat(&self.starting_gradients())
+    }
+
+    /// A number between the tensors and behind the last: what is added to a not-a-number would not show.
+    fn starting_gradients(&self) -> Vec<f32> {
+        let mut values = vec![BETWEEN_GRADIENTS; self.values.len() + GAP];
         self.tensors.iter().for_each(|range| values[range.clone()].fill(START));
-        lab.stat(&values)
+        values
     }
 
     /// What was added to each tensor of a gradient arena, in the order of `add`; the gaps must be untouched.
     pub fn added<B: Backend>(&self, lab: &Lab<'_, B>, gradients: &B::Stat) -> Vec<Vec<f32>> {
-        let mut values = lab.read_stat(gradients, self.values.len());
+        let mut values = lab.read_stat(gradients, self.values.len() + GAP);
         let added = self.tensors.iter().map(|range| values[range.clone()].iter().map(|v| v - START).collect()).collect();
-        self.tensors.iter().for_each(|range| values[range.clone()].fill(f32::NAN));
-        assert!(values.iter().all(|v| v.is_nan()), "a gradient was written between two tensors");
+        self.tensors.iter().for_each(|range| values[range.clone()].fill(BETWEEN_GRADIENTS));
+        assert!(values.iter().all(|v| *v == BETWEEN_GRADIENTS), "a gradient was written between two tensors");
         added
     }
 }
