@@ -101,6 +101,13 @@ fn info_describes_what_it_is_given() {
     assert!(network.contains("role         teacher") && network.contains("1 blocks, 2 heads of 8"), "{network}");
 }
 
+#[test]
+fn devices_that_are_not_there_are_explained() {
+    assert!(refuse(&["info", "--device", "gpu"]).contains("device = \"gpu\" must be auto, cpu, cuda or cuda:N"));
+    let missing = refuse(&["sample", "--network", TEACHER.path(), "--device", "cuda:99", "dress"]);
+    assert!(missing.contains("is not available") && missing.contains("--device cpu"), "{missing}");
+}
+
 /// A teacher small enough for tests: untrained, but it draws images of the demo's size.
 struct Teacher {
     _folder: TempDir,
@@ -227,10 +234,20 @@ fn the_same_seed_gives_the_same_bytes_on_any_number_of_threads() {
 
 #[test]
 fn a_resumed_run_ends_where_an_uninterrupted_one_does() {
+    resumed_like_uninterrupted("cpu");
+}
+
+/// The same on the CUDA backend, whose weights are rounded and whose steps are replayed.
+#[test]
+fn a_resumed_run_on_the_emulated_gpu_ends_where_an_uninterrupted_one_does() {
+    resumed_like_uninterrupted("emulated");
+}
+
+fn resumed_like_uninterrupted(device: &str) {
     let folder = TempDir::new().unwrap();
     let run = folder.path().join("run");
     let name = run.to_str().unwrap();
-    succeed(&distill(name, &["--set", "distill.control=false"]));
+    succeed(&distill(name, &["--set", "distill.control=false", "--device", device]));
     let whole = bytes(&run, "student/student.safetensors");
     let metrics = text(&bytes(&run, "metrics.jsonl"));
 

@@ -36,7 +36,9 @@ impl Device {
         match name {
             "cpu" => Ok(Self::Cpu(Cpu::new())),
             "auto" => Ok(Self::gpu(0).unwrap_or_else(|cause| {
-                tracing::debug!("no GPU is used: {cause}");
+                if has_gpu() {
+                    tracing::warn!("the processor is used although there is a GPU: {cause}");
+                }
                 Self::Cpu(Cpu::new())
             })),
             #[cfg(feature = "emulator")]
@@ -63,4 +65,15 @@ impl Device {
     pub fn name(&self) -> String {
         on_device!(self, |b| b.name())
     }
+}
+
+/// Whether this machine has a GPU, usable or not.
+#[cfg(feature = "cuda")]
+fn has_gpu() -> bool {
+    crate::device::cuda::real::count().is_ok_and(|count| count > 0)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn has_gpu() -> bool {
+    false
 }
