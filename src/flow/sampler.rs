@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::device::{Backend, StepValues, Storage};
 use crate::flow::philox::stream;
-use crate::model::{Activations, Inputs, Mmdit, Plan, Shape};
+use crate::model::{Activations, Inputs, Keep, Mmdit, Plan, Shape};
 use crate::{Error, Result};
 
 /// How a latent is drawn.
@@ -112,7 +112,8 @@ impl<B: Backend> Sampler<B> {
         let rows = shape.batch * if guided { 2 } else { 1 };
         let config = model.config();
         let numel = config.in_channels * shape.height * shape.width;
-        let plan = Plan { shape: Shape { batch: rows, ..shape }, blocks: config.depth, velocity: true, checkpointing: true };
+        let plan =
+            Plan { shape: Shape { batch: rows, ..shape }, blocks: config.depth, velocity: true, keep: Keep::Nothing, checkpointed: 0 };
         Ok(Self {
             acts: model.activations(b, plan)?,
             x: b.alloc_stat(shape.batch * numel)?,
