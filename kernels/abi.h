@@ -497,7 +497,7 @@ typedef struct AdamwParams {
     DevicePtr grads;        /* f32 [len] */
     DevicePtr params;       /* bf16 [len], written */
     DevicePtr master;       /* f32 [len] */
-    DevicePtr moment1;      /* f32 [len] */
+    DevicePtr moment1;      /* f32 [len]; 0 where beta1 is 0 */
     DevicePtr moment2;      /* f32 [len] */
     DevicePtr ema;          /* f32 [len] or 0 */
     double beta1;

@@ -6,7 +6,7 @@
 //
 // as torch.optim.AdamW, with rate = lr / (1 - b1^n), root = 1 / sqrt(1 - b2^n), keep = 1 - lr decay; follow comes from
 // min(decay, (1 + n) / (10 + n)). Reads and writes 30 bytes a weight (38 with the average), about 20 operations, each rounded
-// by itself as on the CPU: bound by memory. All state is updated in place. Called by src/device/cuda/ops/adamw.rs.
+// by itself as on the CPU: bound by memory. With b1 = 0, m is g' and need not be there: 22 bytes (30). All state is updated in place. Called by src/device/cuda/ops/adamw.rs.
 #include "abi.h"
 #include "include/exact.cuh"
 #include "include/reduce.cuh"
@@ -44,20 +44,20 @@ template <int WIDTH>
 __device__ __forceinline__ void update(const AdamwParams& p, const AdamwCoefficients& c, const Decay& d, uint64_t i) {
     float g[WIDTH], m[WIDTH], v[WIDTH], w[WIDTH];
     load<WIDTH>(at<const float>(p.grads) + i, g);
-    load<WIDTH>(at<const float>(p.moment1) + i, m);
+    if (p.moment1) load<WIDTH>(at<const float>(p.moment1) + i, m);
     load<WIDTH>(at<const float>(p.moment2) + i, v);
     load<WIDTH>(at<const float>(p.master) + i, w);
 #pragma unroll
     for (int j = 0; j < WIDTH; j++) {
         const Exact gradient = Exact(g[j]) * c.clip;
-        const Exact moment1 = Exact(d.beta1) * m[j] + Exact(d.one_minus_beta1) * gradient;
+        const Exact moment1 = p.moment1 ? Exact(d.beta1) * m[j] + Exact(d.one_minus_beta1) * gradient : gradient;
         const Exact moment2 = Exact(d.beta2) * v[j] + Exact(d.one_minus_beta2) * gradient * gradient;
         const Exact weight = Exact(w[j]) * c.keep - Exact(c.rate) * moment1 / (sqrt(moment2) * c.root + d.eps);
         m[j] = moment1.value;
         v[j] = moment2.value;
         w[j] = weight.value;
     }
-    store<WIDTH>(at<float>(p.moment1) + i, m);
+    if (p.moment1) store<WIDTH>(at<float>(p.moment1) + i, m);
     store<WIDTH>(at<float>(p.moment2) + i, v);
     store<WIDTH>(at<float>(p.master) + i, w);
     store<WIDTH>(at<bf16>(p.params) + i, w);

@@ -62,8 +62,8 @@ pub struct AdamwState<'a, B: Backend> {
     pub params: &'a mut B::Data,
     /// Weights in fp32.
     pub master: &'a mut B::Stat,
-    /// First moment.
-    pub moment1: &'a mut B::Stat,
+    /// First moment; not needed where `beta1` is 0, for then it is the gradient.
+    pub moment1: Option<&'a mut B::Stat>,
     /// Second moment.
     pub moment2: &'a mut B::Stat,
     /// Moving average of the weights.
@@ -446,5 +446,8 @@ pub trait Backend: Send + Sync + Sized + std::fmt::Debug + 'static {
     fn global_norm(&self, grads: &Self::Stat, norm: &mut Self::Stat);
 
     /// AdamW, clipping, moving average and cast in one pass. Nothing changes but a counter where the norm is not finite.
+    ///
+    /// # Panics
+    /// When the first moment is missing and `beta1` is not 0.
     fn adamw(&self, step: &Self::Step, shape: &AdamwShape, grads: &Self::Stat, norm: &Self::Stat, state: AdamwState<'_, Self>);
 }

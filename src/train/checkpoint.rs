@@ -42,12 +42,13 @@ impl TrainingState {
 fn arenas<B: Backend>(b: &B, network: &Network<B>) -> Result<Vec<(&'static str, Vec<f32>)>> {
     let mut arenas = vec![
         ("master", b.download_stat(network.master.all())?),
-        ("moment1", b.download_stat(network.moment1.all())?),
         ("moment2", b.download_stat(network.moment2.all())?),
         ("counters", b.download_stat(network.counters.all())?),
     ];
-    if let Some(ema) = &network.ema {
-        arenas.push(("ema", b.download_stat(ema.all())?));
+    for (name, arena) in [("moment1", &network.moment1), ("ema", &network.ema)] {
+        if let Some(arena) = arena {
+            arenas.push((name, b.download_stat(arena.all())?));
+        }
     }
     Ok(arenas)
 }
@@ -157,11 +158,12 @@ fn restore<B: Backend>(b: &B, path: &PathBuf, network: &mut Network<B>) -> Resul
         Ok(())
     };
     take("master", &mut network.master)?;
-    take("moment1", &mut network.moment1)?;
     take("moment2", &mut network.moment2)?;
     take("counters", &mut network.counters)?;
-    if let Some(ema) = &mut network.ema {
-        take("ema", ema)?;
+    for (name, arena) in [("moment1", &mut network.moment1), ("ema", &mut network.ema)] {
+        if let Some(arena) = arena {
+            take(name, arena)?;
+        }
     }
     b.cast(network.master.all(), network.params.all_mut());
     Ok(())

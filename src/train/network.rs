@@ -12,8 +12,8 @@ pub struct Network<B: Backend> {
     pub master: B::Stat,
     /// Gradients, added up over the micro-batches of a step.
     pub grads: B::Stat,
-    /// First moment.
-    pub moment1: B::Stat,
+    /// First moment; none where `beta1` is 0.
+    pub moment1: Option<B::Stat>,
     /// Second moment.
     pub moment2: B::Stat,
     /// Moving average of the weights.
@@ -37,7 +37,7 @@ impl<B: Backend> Network<B> {
             params: b.alloc_data(len)?,
             master: b.alloc_stat(len)?,
             grads: b.alloc_stat(len)?,
-            moment1: b.alloc_stat(len)?,
+            moment1: (optim.beta1 > 0.0).then(|| b.alloc_stat(len)).transpose()?,
             moment2: b.alloc_stat(len)?,
             ema: (ema_decay > 0.0).then(|| b.alloc_stat(len)).transpose()?,
             counters: b.alloc_stat(ADAMW_COUNTERS)?,
@@ -69,7 +69,7 @@ impl<B: Backend> Network<B> {
     pub fn update(&mut self, b: &B, step: &B::Step) {
         b.global_norm(&self.grads, &mut self.norm);
         let Self { params, master, grads, moment1, moment2, ema, counters, norm, shape } = self;
-        b.adamw(step, shape, grads, norm, AdamwState { params, master, moment1, moment2, ema: ema.as_mut(), counters });
+        b.adamw(step, shape, grads, norm, AdamwState { params, master, moment1: moment1.as_mut(), moment2, ema: ema.as_mut(), counters });
     }
 
     /// The weights an evaluation should use: the average where there is one.

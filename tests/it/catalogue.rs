@@ -549,10 +549,16 @@ fn optimiser<B: Backend>(of: &mut List<'_, '_, B>) {
         [&mut moment1, &mut moment2].into_iter().for_each(|moment| b.fill(moment.all_mut(), 0.0));
         let mut counters = b.alloc_stat(ADAMW_COUNTERS).unwrap();
         move |read_| {
-            let (params_, master, moment1, moment2) = (&mut params, &mut master, &mut moment1, &mut moment2);
-            let state = AdamwState { params: params_, master, moment1, moment2, ema: Some(&mut ema), counters: &mut counters };
+            let state = AdamwState {
+                params: &mut params,
+                master: &mut master,
+                moment1: Some(&mut moment1),
+                moment2: &mut moment2,
+                ema: Some(&mut ema),
+                counters: &mut counters,
+            };
             b.adamw(&step, &shape, &grads, &norm, state);
-            [read(b, read_, &[&params]), read_stat(b, read_, &[&*master, &*moment1, &*moment2, &ema])].concat()
+            [read(b, read_, &[&params]), read_stat(b, read_, &[&master, &moment1, &moment2, &ema])].concat()
         }
     });
 }

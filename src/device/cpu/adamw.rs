@@ -17,15 +17,38 @@ pub fn global_norm<T: Real>(grads: &[T]) -> T {
 pub struct State<'a, T> {
     pub params: &'a mut [T],
     pub master: &'a mut [T],
-    pub moment1: &'a mut [T],
+    pub moment1: Option<&'a mut [T]>,
     pub moment2: &'a mut [T],
     pub ema: Option<&'a mut [T]>,
     pub counters: &'a mut [T],
 }
 
+/// What one task updates.
+struct Part<'a, T> {
+    params: &'a mut [T],
+    master: &'a mut [T],
+    moment1: Option<&'a mut [T]>,
+    moment2: &'a mut [T],
+    ema: Option<&'a mut [T]>,
+    grads: &'a [T],
+}
+
+fn parts<'a, T: Real>(state: State<'a, T>, grads: &'a [T]) -> Vec<Part<'a, T>> {
+    let State { params, master, moment1, moment2, ema, .. } = state;
+    let [mut moment1, mut ema] = [moment1, ema].map(|arena| arena.map(|arena| arena.chunks_mut(GRAIN)));
+    let optional = |chunks: &mut Option<std::slice::ChunksMut<'a, T>>| chunks.as_mut().and_then(Iterator::next);
+    let all = params.chunks_mut(GRAIN).zip(master.chunks_mut(GRAIN)).zip(moment2.chunks_mut(GRAIN)).zip(grads.chunks(GRAIN));
+    let part = |(((params, master), moment2), grads)| {
+        let (moment1, ema) = (optional(&mut moment1), optional(&mut ema));
+        Part { params, master, moment1, moment2, ema, grads }
+    };
+    all.map(part).collect()
+}
+
 /// `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) g^2`, `p -= lr (m̂ / (sqrt(v̂) + eps) + decay p)`, as `torch.optim.AdamW`;
 /// the moving average follows with `min(decay, (1 + n) / (10 + n))` after `n` updates.
 pub fn adamw<T: Real>(step: &StepValues, shape: &AdamwShape, grads: &[T], norm: T, state: State<'_, T>) {
+    assert!(state.moment1.is_some() || shape.beta1 == 0.0, "AdamW without a first moment, and beta1 = {}", shape.beta1);
     if !norm.is_finite() {
         state.counters[1] += T::ONE;
         return;
@@ -41,24 +64,29 @@ pub fn adamw<T: Real>(step: &StepValues, shape: &AdamwShape, grads: &[T], norm: 
     let keep = T::from_f64(1.0 - lr * shape.weight_decay);
     let eps = T::from_f64(shape.eps);
     let follow = T::from_f64(1.0 - shape.ema_decay.min((1.0 + n) / (10.0 + n)));
-    let update = |params: &mut [T], master: &mut [T], m: &mut [T], v: &mut [T], grads: &[T]| {
-        for ((((p, w), m), v), g) in params.iter_mut().zip(master).zip(m).zip(v).zip(grads) {
-            let g = *g * clip;
-            *m = b1 * *m + c1 * g;
-            *v = b2 * *v + c2 * g * g;
-            *w = *w * keep - rate * *m / (v.sqrt() * root + eps);
-            *p = *w;
+    let moved = |w: T, m: T, v: T| w * keep - rate * m / (v.sqrt() * root + eps);
+    let update = |part: Part<'_, T>| {
+        let Part { params, master, moment1, moment2, ema, grads } = part;
+        let weights = params.iter_mut().zip(master).zip(moment2).zip(grads);
+        let second = |v: T, g: T| b2 * v + c2 * g * g;
+        match moment1 {
+            Some(moment1) => weights.zip(moment1).for_each(|((((p, w), v), g), m)| {
+                let g = *g * clip;
+                *m = b1 * *m + c1 * g;
+                *v = second(*v, g);
+                *w = moved(*w, *m, *v);
+                *p = *w;
+            }),
+            None => weights.for_each(|(((p, w), v), g)| {
+                let g = *g * clip;
+                *v = second(*v, g);
+                *w = moved(*w, g, *v);
+                *p = *w;
+            }),
+        }
+        if let Some(ema) = ema {
+            ema.iter_mut().zip(params.iter()).for_each(|(e, w)| *e += follow * (*w - *e));
         }
     };
-    let chunks = state.params.par_chunks_mut(GRAIN).zip(state.master.par_chunks_mut(GRAIN));
-    let chunks = chunks.zip(state.moment1.par_chunks_mut(GRAIN)).zip(state.moment2.par_chunks_mut(GRAIN)).zip(grads.par_chunks(GRAIN));
-    match state.ema {
-        Some(ema) => chunks.zip(ema.par_chunks_mut(GRAIN)).for_each(|(((((p, w), m), v), g), ema)| {
-            simd(|| {
-                update(p, w, m, v, g);
-                ema.iter_mut().zip(w.iter()).for_each(|(e, w)| *e += follow * (*w - *e));
-            });
-        }),
-        None => chunks.for_each(|((((p, w), m), v), g)| simd(|| update(p, w, m, v, g))),
-    }
+    parts(state, grads).into_par_iter().for_each(|part| simd(|| update(part)));
 }

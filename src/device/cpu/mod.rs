@@ -459,7 +459,7 @@ impl<T: Real> Backend for Cpu<T> {
 
     fn adamw(&self, step: &StepValues, shape: &AdamwShape, grads: &Buffer<T>, norm: &Buffer<T>, state: AdamwState<'_, Self>) {
         let AdamwState { params, master, moment1, moment2, ema, counters } = state;
-        let state = adamw::State { params, master, moment1, moment2, ema: ema.map(|e| &mut **e), counters };
+        let state = adamw::State { params, master, moment1: moment1.map(|m| &mut **m), moment2, ema: ema.map(|e| &mut **e), counters };
         adamw::adamw(step, shape, grads, norm[0], state);
     }
 }

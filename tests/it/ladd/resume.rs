@@ -15,7 +15,7 @@ fn state<B: Backend>(b: &B, distiller: &Distiller<B>) -> Vec<Vec<f32>> {
     let mut arenas = Vec::new();
     for network in [&distiller.student, &distiller.heads] {
         arenas.push(b.download_data(network.params.all()).unwrap());
-        for buffer in [&network.master, &network.moment1, &network.moment2, &network.counters].into_iter().chain(&network.ema) {
+        for buffer in [&network.master, &network.moment2, &network.counters].into_iter().chain(&network.moment1).chain(&network.ema) {
             arenas.push(b.download_stat(buffer.all()).unwrap());
         }
     }

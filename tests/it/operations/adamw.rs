@@ -8,7 +8,7 @@ use super::on_every_backend;
 use crate::golden::{Golden, Tolerance, cases, close};
 use crate::lab::{Lab, same_bits};
 
-on_every_backend!(adamw, global_norm, norm_of_any_length, without_average, arenas_of_any_length);
+on_every_backend!(adamw, global_norm, norm_of_any_length, without_average, without_first_moment, arenas_of_any_length);
 
 /// Optimizer state in buffers without spare elements: the whole arena is updated.
 struct Arenas<B: Backend> {
@@ -42,6 +42,7 @@ impl<B: Backend> Arenas<B> {
     fn state(&mut self, averaged: bool) -> AdamwState<'_, B> {
         let [moment1, moment2] = &mut self.moments;
         let ema = averaged.then_some(&mut self.ema);
+        let moment1 = Some(moment1);
         AdamwState { params: &mut self.params, master: &mut self.master, moment1, moment2, ema, counters: &mut self.counters }
     }
 
@@ -127,6 +128,29 @@ fn without_average<B: Backend>(b: &B, _: Tolerance) {
     same_bits("weights", &without[0], &with[0]);
     same_bits("the average that was not given", &without[3], &case.input("param"));
     assert_ne!(with[3], without[3]);
+}
+
+/// With `beta1` 0 the first moment is the gradient, and nothing changes where it is not kept.
+fn without_first_moment<B: Backend>(b: &B, _: Tolerance) {
+    let case = Golden::open("adamw_clipped");
+    case.results("out.").iter().for_each(|name| case.skip(&format!("out.{name}")));
+    let step = step(b, case.number("lr"));
+    let shape = AdamwShape { beta1: 0.0, ..shape(&case) };
+    let gradients = ["gradient0", "gradient1"].map(|name| stat(b, &case.input(name)));
+    let norm = stat(b, &case.result("out.norm0"));
+    let [with, without] = [true, false].map(|kept| {
+        let mut arenas = Arenas::new(b, &case.input("param"));
+        for gradient in &gradients {
+            let state = arenas.state(true);
+            b.adamw(&step, &shape, gradient, &norm, AdamwState { moment1: state.moment1.filter(|_| kept), ..state });
+        }
+        (b.download_data(arenas.params.all()).unwrap(), arenas.read(b))
+    });
+    same_bits("weights in the compute type", &without.0, &with.0);
+    for i in [0, 2, 3, 4] {
+        same_bits("state", &without.1[i], &with.1[i]);
+    }
+    assert!(without.1[1].iter().all(|m| *m == 0.0) && with.1[1].iter().any(|m| *m != 0.0));
 }
 
 fn global_norm<B: Backend>(b: &B, tolerance: Tolerance) {

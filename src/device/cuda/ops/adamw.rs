@@ -34,13 +34,14 @@ pub fn adamw(
 ) {
     let AdamwState { params, master, moment1, moment2, ema, counters } = state;
     let len = params.len();
-    let ema = ema.map(|ema| &*ema);
-    let arenas = [Some(grads), Some(&*master), Some(&*moment1), Some(&*moment2), ema];
+    let [moment1, ema] = [moment1, ema].map(|arena| arena.map(|arena| &*arena));
+    let arenas = [Some(grads), Some(&*master), moment1, Some(&*moment2), ema];
     for arena in arenas.into_iter().flatten() {
         assert!(arena.len() == len && aligned(&[arena.address()]), "an arena of {} values for {len} weights", arena.len());
     }
     let AdamwShape { lr_index, beta1, beta2, eps, weight_decay, clip, ema_decay } = *shape;
     assert!(counters.len() >= ADAMW_COUNTERS && !norm.is_empty() && lr_index < 2, "{} counters, {shape:?}", counters.len());
+    assert!(moment1.is_some() || beta1 == 0.0, "AdamW without a first moment, and beta1 = {beta1}");
     assert!(aligned(&[params.address()]), "weights at {:#x}", params.address());
 
     let Some(coefficients) = cuda.scratch(size_of::<AdamwCoefficients>()) else { return };
@@ -53,7 +54,7 @@ pub fn adamw(
         grads: grads.address(),
         params: params.address(),
         master: master.address(),
-        moment1: moment1.address(),
+        moment1: moment1.map_or(0, Buffer::address),
         moment2: moment2.address(),
         ema: ema.map_or(0, Buffer::address),
         beta1,
