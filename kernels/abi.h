@@ -497,8 +497,10 @@ typedef struct AdamwParams {
     DevicePtr grads;        /* f32 [len] */
     DevicePtr params;       /* bf16 [len], written */
     DevicePtr master;       /* f32 [len] */
-    DevicePtr moment1;      /* f32 [len]; 0 where beta1 is 0 */
-    DevicePtr moment2;      /* f32 [len] */
+    DevicePtr moment1;      /* f32 [len], or packed: u8 [len]; 0 where beta1 is 0 */
+    DevicePtr moment2;      /* f32 [len], or packed: u16 [len] */
+    DevicePtr scales1;      /* packed: f32 [ceil(len / ADAMW_PACK_BLOCK)] */
+    DevicePtr scales2;      /* packed: f32 [ceil(len / ADAMW_PACK_BLOCK)] */
     DevicePtr ema;          /* f32 [len] or 0 */
     double beta1;
     double beta2;
@@ -507,11 +509,12 @@ typedef struct AdamwParams {
     double max_norm;
     double ema_decay;
     uint32_t lr_index;
-    uint32_t unused;
+    uint32_t rounding;      /* stream of the random bits that round packed moments */
 } AdamwParams;
 
 enum {
     ADAMW_THREADS = 256,
+    ADAMW_PACK_BLOCK = 256, /* weights that share a scale: eight for each lane of a warp */
     NORM_THREADS = 256,
     NORM_MAX_PARTS = 1024   /* not the device's number of multiprocessors: the norm has the same bits on all of them */
 };

@@ -6,9 +6,14 @@
 //
 // as torch.optim.AdamW, with rate = lr / (1 - b1^n), root = 1 / sqrt(1 - b2^n), keep = 1 - lr decay; follow comes from
 // min(decay, (1 + n) / (10 + n)). Reads and writes 30 bytes a weight (38 with the average), about 20 operations, each rounded
-// by itself as on the CPU: bound by memory. With b1 = 0, m is g' and need not be there: 22 bytes (30). All state is updated in place. Called by src/device/cuda/ops/adamw.rs.
+// by itself as on the CPU: bound by memory. With b1 = 0, m is g' and need not be there: 22 bytes (30). Packed
+// moments (src/device/packed.rs says what they are) take one byte and two: 20 bytes (28), 18 (26) with b1 = 0, and about 60
+// more instructions a weight for Philox and the codes. All state is updated in place. Called by src/device/cuda/ops/adamw.rs.
+#include <type_traits>
+
 #include "abi.h"
 #include "include/exact.cuh"
+#include "include/philox.cuh"
 #include "include/reduce.cuh"
 #include "include/vector.cuh"
 
@@ -40,12 +45,12 @@ struct Decay {
     float eps;
 };
 
+// Moments and weights of WIDTH values from index i on; leaves the new moments in m and v.
 template <int WIDTH>
-__device__ __forceinline__ void update(const AdamwParams& p, const AdamwCoefficients& c, const Decay& d, uint64_t i) {
-    float g[WIDTH], m[WIDTH], v[WIDTH], w[WIDTH];
+__device__ __forceinline__ void move(const AdamwParams& p, const AdamwCoefficients& c, const Decay& d, uint64_t i,
+                                     float (&m)[WIDTH], float (&v)[WIDTH]) {
+    float g[WIDTH], w[WIDTH];
     load<WIDTH>(at<const float>(p.grads) + i, g);
-    if (p.moment1) load<WIDTH>(at<const float>(p.moment1) + i, m);
-    load<WIDTH>(at<const float>(p.moment2) + i, v);
     load<WIDTH>(at<const float>(p.master) + i, w);
 #pragma unroll
     for (int j = 0; j < WIDTH; j++) {
@@ -57,8 +62,6 @@ __device__ __forceinline__ void update(const AdamwParams& p, const AdamwCoeffici
         v[j] = moment2.value;
         w[j] = weight.value;
     }
-    if (p.moment1) store<WIDTH>(at<float>(p.moment1) + i, m);
-    store<WIDTH>(at<float>(p.moment2) + i, v);
     store<WIDTH>(at<float>(p.master) + i, w);
     store<WIDTH>(at<bf16>(p.params) + i, w);
     if (p.ema) {
@@ -68,6 +71,162 @@ __device__ __forceinline__ void update(const AdamwParams& p, const AdamwCoeffici
         for (int j = 0; j < WIDTH; j++) ema[j] = (ema[j] + Exact(c.follow) * (w[j] - Exact(ema[j]))).value;
         store<WIDTH>(at<float>(p.ema) + i, ema);
     }
+}
+
+template <int WIDTH>
+__device__ __forceinline__ void update(const AdamwParams& p, const AdamwCoefficients& c, const Decay& d, uint64_t i) {
+    float m[WIDTH], v[WIDTH];
+    if (p.moment1) load<WIDTH>(at<const float>(p.moment1) + i, m);
+    load<WIDTH>(at<const float>(p.moment2) + i, v);
+    move(p, c, d, i, m, v);
+    if (p.moment1) store<WIDTH>(at<float>(p.moment1) + i, m);
+    store<WIDTH>(at<float>(p.moment2) + i, v);
+}
+
+// ---- packed moments: small floats of one or two bytes, relative to their block's largest value ----------------------------
+
+constexpr int LANE_VALUES = 8;  // of a block of 256, by each lane of the warp that owns it
+static_assert(ADAMW_PACK_BLOCK == 32 * LANE_VALUES, "a warp owns a block");
+constexpr float LEAST_SCALE = 1e-36f;
+
+// A sign, where there is one, four bits of exponent and the rest fraction.
+template <bool SIGNED>
+struct Packing {
+    using Code = std::conditional_t<SIGNED, uint8_t, uint16_t>;
+    static constexpr int FRACTION = SIGNED ? 3 : 12;
+    static constexpr uint32_t LAST = (16 << FRACTION) - 1;
+    static constexpr float TOP = SIGNED ? 1.875f : 1.9997559f;
+
+    __device__ static __forceinline__ float decode(uint32_t code) {
+        const float number = __uint_as_float((code & LAST) << (23 - FRACTION)) * __uint_as_float((127 + 112) << 23);
+        return SIGNED && code > 127 ? -number : number;
+    }
+
+    // One of the two codes around a number, by 16 random bits.
+    __device__ static __forceinline__ uint32_t encode(float number, uint32_t random) {
+        const float magnitude = fabsf(number);
+        uint32_t code;
+        if (magnitude >= 1.0f / 16384.0f) {
+            code = ((__float_as_uint(magnitude) + (random << 7 >> FRACTION)) >> (23 - FRACTION)) - (112 << FRACTION);
+        } else {
+            const Exact steps = __uint_as_float((127 + 14 + FRACTION) << 23);
+            code = (uint32_t)(magnitude * steps + (float)(random >> 5) * Exact(1.0f / 2048.0f)).value;
+        }
+        const uint32_t least = !SIGNED && magnitude > 0.0f;
+        code = min(max(code, least), LAST);
+        return SIGNED && number < 0.0f ? code | 128 : code;
+    }
+};
+
+// Codes of eight neighbouring values, or of the first `count`.
+template <bool WHOLE, class Code>
+__device__ __forceinline__ void load_codes(const Code* from, int count, uint32_t (&to)[LANE_VALUES]) {
+    if constexpr (WHOLE) {
+        constexpr int IN_WORD = 4 / sizeof(Code);
+        uint32_t words[LANE_VALUES / IN_WORD];
+        if constexpr (sizeof(Code) == 1) {
+            const uint2 raw = *reinterpret_cast<const uint2*>(from);
+            words[0] = raw.x;
+            words[1] = raw.y;
+        } else {
+            const uint4 raw = load_16_bytes(from);
+            words[0] = raw.x;
+            words[1] = raw.y;
+            words[2] = raw.z;
+            words[3] = raw.w;
+        }
+#pragma unroll
+        for (int j = 0; j < LANE_VALUES; j++) to[j] = (Code)(words[j / IN_WORD] >> 32 / IN_WORD * (j % IN_WORD));
+    } else {
+        for (int j = 0; j < LANE_VALUES; j++) to[j] = j < count ? from[j] : 0;
+    }
+}
+
+template <bool WHOLE, class Code>
+__device__ __forceinline__ void store_codes(Code* to, int count, const uint32_t (&from)[LANE_VALUES]) {
+    if constexpr (WHOLE) {
+        constexpr int IN_WORD = 4 / sizeof(Code);
+        uint32_t words[LANE_VALUES / IN_WORD] = {};
+#pragma unroll
+        for (int j = 0; j < LANE_VALUES; j++) words[j / IN_WORD] |= from[j] << 32 / IN_WORD * (j % IN_WORD);
+        if constexpr (sizeof(Code) == 1) {
+            *reinterpret_cast<uint2*>(to) = make_uint2(words[0], words[1]);
+        } else {
+            store_16_bytes(to, make_uint4(words[0], words[1], words[2], words[3]));
+        }
+    } else {
+        for (int j = 0; j < count; j++) to[j] = (Code)from[j];
+    }
+}
+
+// The numbers of a block's codes, eight a lane.
+template <bool SIGNED, bool WHOLE>
+__device__ __forceinline__ void unpack_moment(DevicePtr codes, DevicePtr scales, uint64_t block, uint64_t i, int count,
+                                              float (&to)[LANE_VALUES]) {
+    using Kind = Packing<SIGNED>;
+    uint32_t packed[LANE_VALUES];
+    load_codes<WHOLE>(at<const typename Kind::Code>(codes) + i, count, packed);
+    const Exact factor = Exact(at<const float>(scales)[block]) * (1.0f / Kind::TOP);
+#pragma unroll
+    for (int j = 0; j < LANE_VALUES; j++) to[j] = (Kind::decode(packed[j]) * factor).value;
+}
+
+// Packs a block and its scale; `words` hold 16 random bits a value, in their low halves for numbers with a sign.
+template <bool SIGNED, bool WHOLE>
+__device__ __forceinline__ void pack_moment(DevicePtr codes, DevicePtr scales, uint64_t block, uint64_t i, int count,
+                                            const float (&from)[LANE_VALUES], const uint32_t (&words)[LANE_VALUES]) {
+    using Kind = Packing<SIGNED>;
+    float largest = 0.0f;
+#pragma unroll
+    for (int j = 0; j < LANE_VALUES; j++) largest = j < count ? fmaxf(largest, fabsf(from[j])) : largest;
+    for (int distance = 16; distance > 0; distance /= 2) {
+        largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, distance));
+    }
+    const bool some = largest >= LEAST_SCALE;
+    const Exact factor = some ? Exact(Kind::TOP) / largest : 0.0f;
+    uint32_t packed[LANE_VALUES];
+#pragma unroll
+    for (int j = 0; j < LANE_VALUES; j++) {
+        packed[j] = Kind::encode((from[j] * factor).value, SIGNED ? words[j] & 0xffff : words[j] >> 16);
+    }
+    store_codes<WHOLE>(at<typename Kind::Code>(codes) + i, count, packed);
+    if (lane_index() == 0) at<float>(scales)[block] = some ? largest : 0.0f;
+}
+
+// One block by one warp. Not WHOLE: the arena ends in it.
+template <bool WHOLE>
+__device__ __forceinline__ void update_packed(const AdamwParams& p, const AdamwCoefficients& c, const Decay& d,
+                                              const StepParams& step, uint64_t block) {
+    const uint64_t i = block * ADAMW_PACK_BLOCK + lane_index() * LANE_VALUES;
+    const int count = WHOLE ? LANE_VALUES : (int)(i < p.len ? min(p.len - i, (uint64_t)LANE_VALUES) : 0);
+    float m[LANE_VALUES] = {}, root[LANE_VALUES], v[LANE_VALUES];
+    if (p.moment1) unpack_moment<true, WHOLE>(p.moment1, p.scales1, block, i, count, m);
+    unpack_moment<false, WHOLE>(p.moment2, p.scales2, block, i, count, root);
+#pragma unroll
+    for (int j = 0; j < LANE_VALUES; j++) v[j] = (Exact(root[j]) * root[j]).value;
+    if constexpr (WHOLE) {
+        move(p, c, d, i, m, v);
+    } else {
+        for (int j = 0; j < count; j++) {
+            float one_m[1] = {m[j]}, one_v[1] = {v[j]};
+            move(p, c, d, i + j, one_m, one_v);
+            m[j] = one_m[0];
+            v[j] = one_v[0];
+        }
+    }
+    uint32_t words[LANE_VALUES];
+#pragma unroll
+    for (int j = 0; j < LANE_VALUES; j += 4) {
+        const uint4 four = philox_block(step.seed, step.step, p.rounding, (i + j) / 4);
+        words[j] = four.x;
+        words[j + 1] = four.y;
+        words[j + 2] = four.z;
+        words[j + 3] = four.w;
+    }
+    if (p.moment1) pack_moment<true, WHOLE>(p.moment1, p.scales1, block, i, count, m, words);
+#pragma unroll
+    for (int j = 0; j < LANE_VALUES; j++) root[j] = sqrt(Exact(v[j])).value;
+    pack_moment<false, WHOLE>(p.moment2, p.scales2, block, i, count, root, words);
 }
 
 }  // namespace
@@ -129,3 +288,21 @@ extern "C" __global__ void __launch_bounds__(ADAMW_THREADS) adamw(AdamwParams p)
     each_group<8>(p.len, [&](uint64_t i, auto width) { update<width.value>(p, c, d, i); });
 }
 LADD_KERNEL(adamw)
+
+extern "C" __global__ void __launch_bounds__(ADAMW_THREADS) adamw_packed(AdamwParams p) {
+    const AdamwCoefficients c = *at<const AdamwCoefficients>(p.coefficients);
+    if (!c.apply) return;
+    const Decay d = {(float)p.beta1, (float)p.beta2, (float)(1.0 - p.beta1), (float)(1.0 - p.beta2), (float)p.eps};
+    const StepParams step = *at<const StepParams>(p.step);
+    const uint64_t whole = p.len / ADAMW_PACK_BLOCK;
+    const uint64_t blocks = (p.len + ADAMW_PACK_BLOCK - 1) / ADAMW_PACK_BLOCK;
+    const uint64_t warps = (uint64_t)gridDim.x * (ADAMW_THREADS / 32);
+    for (uint64_t block = (uint64_t)blockIdx.x * (ADAMW_THREADS / 32) + warp_index(); block < blocks; block += warps) {
+        if (block < whole) {
+            update_packed<true>(p, c, d, step, block);
+        } else {
+            update_packed<false>(p, c, d, step, block);
+        }
+    }
+}
+LADD_KERNEL(adamw_packed)

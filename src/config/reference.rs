@@ -65,6 +65,10 @@ const MEANINGS: &[(&str, &str)] = &[
     ("optim.student.clip", "Largest global gradient norm; larger gradients are scaled down to it."),
     ("optim.student.warmup_steps", "Steps of linear warm-up."),
     ("optim.student.schedule", "What follows the warm-up: `constant` or `cosine`."),
+    (
+        "optim.student.moments",
+        "How the moments are kept: `fp32`, or `packed`: one byte a weight and two, stochastically rounded. With `beta1` 0 there is no first moment.",
+    ),
     ("optim.heads.lr", "Learning rate of the discriminator heads."),
     ("optim.heads.beta1", "As for the student."),
     ("optim.heads.beta2", "As for the student."),
@@ -73,6 +77,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ("optim.heads.clip", "As for the student."),
     ("optim.heads.warmup_steps", "As for the student."),
     ("optim.heads.schedule", "As for the student."),
+    ("optim.heads.moments", "As for the student."),
     ("sample.steps", "Sampling steps; 0 means 4 for students and 28 for teachers."),
     ("sample.guidance", "Guidance scale, 1 is unguided; 0 means 1 for students and 3 for teachers."),
     ("sample.shift", "Shift of Euler's times; 0 means the one stored with the network."),
@@ -113,6 +118,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ("pretrain.optim.clip", "Largest global gradient norm."),
     ("pretrain.optim.warmup_steps", "Steps of linear warm-up."),
     ("pretrain.optim.schedule", "`constant` or `cosine`."),
+    ("pretrain.optim.moments", "`fp32` or `packed`."),
 ];
 
 const HEAD: &str = "\

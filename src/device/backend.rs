@@ -10,6 +10,7 @@
 //! Rows are tokens: a stream of B samples with N tokens of width h is `[B * N, h]`, row-major. Every operation may be
 //! given a smaller batch than its buffers were planned for; it then works on their first samples.
 
+use super::packed::{PACK_BLOCK, Packing};
 use super::shapes::{
     AdalnShape, AdamwShape, AttentionShape, ConvShape, HeadLogitsShape, HingeShape, Linear, Modulation, PatchShape, QkNormShape,
     StepValues, Stream,
@@ -55,6 +56,31 @@ pub struct BranchGrad<'a, B: Backend> {
     pub d_y: ViewMut<'a, B::Data>,
 }
 
+/// A moment of an optimiser.
+#[derive(Debug)]
+pub enum Moment<B: Backend> {
+    /// In fp32.
+    Full(B::Stat),
+    /// In few bits: see [`packed`](super::packed).
+    Packed {
+        /// The codes, one or two bytes a weight.
+        codes: B::Bytes,
+        /// The scale of every [`PACK_BLOCK`] weights.
+        scales: B::Stat,
+    },
+}
+
+impl<B: Backend> Moment<B> {
+    /// Zeros for `len` weights, packed where `packing` says how.
+    ///
+    /// # Errors
+    /// When the device's memory is exhausted.
+    pub fn new(b: &B, len: usize, packing: Option<Packing>) -> Result<Self, DeviceError> {
+        let Some(packing) = packing else { return Ok(Self::Full(b.alloc_stat(len)?)) };
+        Ok(Self::Packed { codes: b.alloc_bytes(len * packing.bytes())?, scales: b.alloc_stat(len.div_ceil(PACK_BLOCK))? })
+    }
+}
+
 /// The state that one AdamW pass reads and writes; all buffers have the arena's length.
 #[derive(Debug)]
 pub struct AdamwState<'a, B: Backend> {
@@ -63,9 +89,9 @@ pub struct AdamwState<'a, B: Backend> {
     /// Weights in fp32.
     pub master: &'a mut B::Stat,
     /// First moment; not needed where `beta1` is 0, for then it is the gradient.
-    pub moment1: Option<&'a mut B::Stat>,
-    /// Second moment.
-    pub moment2: &'a mut B::Stat,
+    pub moment1: Option<&'a mut Moment<B>>,
+    /// Second moment, kept in the same way.
+    pub moment2: &'a mut Moment<B>,
     /// Moving average of the weights.
     pub ema: Option<&'a mut B::Stat>,
     /// Updates applied and skipped, `[ADAMW_COUNTERS]`.
@@ -79,6 +105,8 @@ pub trait Backend: Send + Sync + Sized + std::fmt::Debug + 'static {
     type Data: Storage + std::fmt::Debug;
     /// Buffer in fp32.
     type Stat: Storage + std::fmt::Debug;
+    /// Buffer of bytes.
+    type Bytes: Storage + std::fmt::Debug;
     /// The device-side copy of [`StepValues`].
     type Step: Send + Sync + std::fmt::Debug;
     /// A recorded sequence of operations, for [`replay`](Self::replay); empty at first.
@@ -101,6 +129,12 @@ pub trait Backend: Send + Sync + Sized + std::fmt::Debug + 'static {
     /// When the device's memory is exhausted.
     fn alloc_stat(&self, len: usize) -> Result<Self::Stat, DeviceError>;
 
+    /// A zeroed buffer of `len` bytes.
+    ///
+    /// # Errors
+    /// When the device's memory is exhausted.
+    fn alloc_bytes(&self, len: usize) -> Result<Self::Bytes, DeviceError>;
+
     /// Room for the values of a step.
     ///
     /// # Errors
@@ -112,6 +146,9 @@ pub trait Backend: Send + Sync + Sized + std::fmt::Debug + 'static {
 
     /// Copies host values into an fp32 buffer. `src` must have the view's length.
     fn upload_stat(&self, src: &[f32], dst: ViewMut<'_, Self::Stat>);
+
+    /// Copies bytes into a buffer. `src` must have the view's length.
+    fn upload_bytes(&self, src: &[u8], dst: ViewMut<'_, Self::Bytes>);
 
     /// Queues the values of the next step.
     fn upload_step(&self, values: &StepValues, dst: &mut Self::Step);
@@ -127,6 +164,12 @@ pub trait Backend: Send + Sync + Sized + std::fmt::Debug + 'static {
     /// # Errors
     /// When an operation before it failed.
     fn download_stat(&self, src: View<'_, Self::Stat>) -> Result<Vec<f32>, DeviceError>;
+
+    /// Waits for the device and copies bytes to the host.
+    ///
+    /// # Errors
+    /// When an operation before it failed.
+    fn download_bytes(&self, src: View<'_, Self::Bytes>) -> Result<Vec<u8>, DeviceError>;
 
     /// Runs `work`. A device that can records what it queues and from then on replays the recording instead: with one
     /// `recording`, `work` must queue the same operations on the same buffers every time, and neither allocate nor wait.
@@ -448,6 +491,6 @@ pub trait Backend: Send + Sync + Sized + std::fmt::Debug + 'static {
     /// AdamW, clipping, moving average and cast in one pass. Nothing changes but a counter where the norm is not finite.
     ///
     /// # Panics
-    /// When the first moment is missing and `beta1` is not 0.
+    /// When the first moment is missing and `beta1` is not 0, or one moment is packed and the other is not.
     fn adamw(&self, step: &Self::Step, shape: &AdamwShape, grads: &Self::Stat, norm: &Self::Stat, state: AdamwState<'_, Self>);
 }

@@ -7,10 +7,11 @@ pub mod cpu;
 #[allow(unsafe_code)]
 pub mod cuda;
 mod error;
+pub mod packed;
 mod shapes;
 mod view;
 
-pub use backend::{AdamwState, Backend, Branch, BranchGrad, NormGrad, NormOut};
+pub use backend::{AdamwState, Backend, Branch, BranchGrad, Moment, NormGrad, NormOut};
 pub use error::DeviceError;
 pub use shapes::{
     ADAMW_COUNTERS, AdalnShape, AdamwShape, AttentionShape, ConvShape, Groups, HINGE_STATS, HeadLogitsShape, HingeShape, HingeStat, Linear,

@@ -29,6 +29,8 @@ pub mod stream {
     pub const PRETRAIN_NOISE: Stream = 33;
     /// Which captions `pretrain` drops.
     pub const CAPTION_DROPOUT: Stream = 34;
+    /// Rounding of packed moments: this for the student's, one more for the heads'.
+    pub const MOMENTS: Stream = 36;
     /// Order of the samples.
     pub const SHUFFLE: Stream = 35;
     /// Noise a sampler starts from.

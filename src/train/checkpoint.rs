@@ -3,14 +3,13 @@
 //! A checkpoint is a folder with one safetensors file per network and `state.json`. It is written beside its place and
 //! renamed when complete: a kill or a full disk never leaves a half one under a valid name.
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
-use crate::device::{Backend, Storage};
+use crate::device::{Backend, Moment, Storage};
 use crate::train::Network;
 use crate::{Error, Result};
 
@@ -38,16 +37,34 @@ impl TrainingState {
     }
 }
 
-/// The arenas of one network, by name.
-fn arenas<B: Backend>(b: &B, network: &Network<B>) -> Result<Vec<(&'static str, Vec<f32>)>> {
-    let mut arenas = vec![
-        ("master", b.download_stat(network.master.all())?),
-        ("moment2", b.download_stat(network.moment2.all())?),
-        ("counters", b.download_stat(network.counters.all())?),
-    ];
-    for (name, arena) in [("moment1", &network.moment1), ("ema", &network.ema)] {
-        if let Some(arena) = arena {
-            arenas.push((name, b.download_stat(arena.all())?));
+/// An arena on the host.
+struct Arena {
+    name: String,
+    dtype: Dtype,
+    bytes: Vec<u8>,
+}
+
+impl Arena {
+    fn of<B: Backend>(b: &B, name: impl Into<String>, values: &B::Stat) -> Result<Self> {
+        let values = b.download_stat(values.all())?;
+        Ok(Self { name: name.into(), dtype: Dtype::F32, bytes: bytemuck::cast_slice(&values).to_vec() })
+    }
+}
+
+/// The arenas of one network.
+fn arenas<B: Backend>(b: &B, network: &Network<B>) -> Result<Vec<Arena>> {
+    let mut arenas = vec![Arena::of(b, "master", &network.master)?, Arena::of(b, "counters", &network.counters)?];
+    if let Some(ema) = &network.ema {
+        arenas.push(Arena::of(b, "ema", ema)?);
+    }
+    for (name, moment) in [("moment1", network.moment1.as_ref()), ("moment2", Some(&network.moment2))] {
+        match moment {
+            Some(Moment::Full(values)) => arenas.push(Arena::of(b, name, values)?),
+            Some(Moment::Packed { codes, scales }) => {
+                arenas.push(Arena { name: name.into(), dtype: Dtype::U8, bytes: b.download_bytes(codes.all())? });
+                arenas.push(Arena::of(b, format!("{name}_scales"), scales)?);
+            }
+            None => (),
         }
     }
     Ok(arenas)
@@ -75,9 +92,9 @@ fn write<B: Backend>(b: &B, folder: &Path, state: &TrainingState, networks: &[(&
     fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
     for (name, network) in networks {
         let arenas = arenas(b, network)?;
-        let views = arenas.iter().map(|(name, values)| {
-            let view = TensorView::new(Dtype::F32, vec![values.len()], bytemuck::cast_slice(values));
-            view.map(|view| (*name, view)).map_err(|e| Error::file(folder, e.to_string()))
+        let views = arenas.iter().map(|Arena { name, dtype, bytes }| {
+            let view = TensorView::new(*dtype, vec![bytes.len() * 8 / dtype.bitsize()], bytes);
+            view.map(|view| (name, view)).map_err(|e| Error::file(folder, e.to_string()))
         });
         let views = views.collect::<Result<Vec<_>>>()?;
         let path = folder.join(format!("{name}.safetensors"));
@@ -144,25 +161,31 @@ fn restore<B: Backend>(b: &B, path: &PathBuf, network: &mut Network<B>) -> Resul
     let damaged = |what: String| Error::file(path, format!("{what}; delete this checkpoint to resume from the one before"));
     let bytes = fs::read(path).map_err(|e| Error::io("read", path, e))?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(|e| damaged(format!("damaged checkpoint ({e})")))?;
-    let mut arenas = HashMap::new();
-    for (name, view) in tensors.tensors() {
-        let values: Vec<f32> = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        arenas.insert(name, values);
-    }
-    let mut take = |name: &str, target: &mut B::Stat| {
-        let values = arenas.remove(name).ok_or_else(|| damaged(format!("`{name}` is missing")))?;
-        if values.len() != target.len() {
-            return Err(damaged(format!("`{name}` has {} values instead of {}", values.len(), target.len())));
+    let take = |name: &str, dtype: Dtype, len: usize| {
+        let view = tensors.tensor(name).map_err(|_| damaged(format!("`{name}` is missing")))?;
+        if view.dtype() != dtype || view.shape() != [len] {
+            return Err(damaged(format!("`{name}` holds {:?} of {:?} instead of {len} of {dtype:?}", view.shape(), view.dtype())));
         }
-        b.upload_stat(&values, target.all_mut());
-        Ok(())
+        Ok(view.data().to_vec())
     };
-    take("master", &mut network.master)?;
-    take("moment2", &mut network.moment2)?;
-    take("counters", &mut network.counters)?;
-    for (name, arena) in [("moment1", &mut network.moment1), ("ema", &mut network.ema)] {
-        if let Some(arena) = arena {
-            take(name, arena)?;
+    let stat = |name: &str, target: &mut B::Stat| {
+        let values: Vec<f32> = bytemuck::pod_collect_to_vec(&take(name, Dtype::F32, target.len())?);
+        b.upload_stat(&values, target.all_mut());
+        Ok::<_, Error>(())
+    };
+    stat("master", &mut network.master)?;
+    stat("counters", &mut network.counters)?;
+    if let Some(ema) = &mut network.ema {
+        stat("ema", ema)?;
+    }
+    for (name, moment) in [("moment1", network.moment1.as_mut()), ("moment2", Some(&mut network.moment2))] {
+        match moment {
+            Some(Moment::Full(values)) => stat(name, values)?,
+            Some(Moment::Packed { codes, scales }) => {
+                b.upload_bytes(&take(name, Dtype::U8, codes.len())?, codes.all_mut());
+                stat(&format!("{name}_scales"), scales)?;
+            }
+            None => (),
         }
     }
     b.cast(network.master.all(), network.params.all_mut());

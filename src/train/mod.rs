@@ -14,7 +14,7 @@ pub use checkpointing::{Checkpointed, Checkpointing};
 pub use distill::{DistillSettings, Distiller, MicroBatch};
 pub use metrics::{HeadStats, PretrainRecord, QualityRecord, StepRecord};
 pub use network::Network;
-pub use optim::{OptimConfig, Schedule};
+pub use optim::{Moments, OptimConfig, Schedule};
 pub use pretrain::{PretrainSettings, Pretrainer, initial_weights};
 pub use run_folder::{Record, RunFolder};
 pub use watch::Watch;

@@ -1,7 +1,8 @@
 //! A network in training: weights, gradients and optimiser state, all in arenas of one layout.
 
-use crate::device::{ADAMW_COUNTERS, AdamwShape, AdamwState, Backend, DeviceError, Storage};
-use crate::train::OptimConfig;
+use crate::device::packed::Packing;
+use crate::device::{ADAMW_COUNTERS, AdamwShape, AdamwState, Backend, DeviceError, Moment, Storage};
+use crate::train::{Moments, OptimConfig};
 
 /// Weights and optimiser state of one network.
 #[derive(Debug)]
@@ -13,9 +14,9 @@ pub struct Network<B: Backend> {
     /// Gradients, added up over the micro-batches of a step.
     pub grads: B::Stat,
     /// First moment; none where `beta1` is 0.
-    pub moment1: Option<B::Stat>,
+    pub moment1: Option<Moment<B>>,
     /// Second moment.
-    pub moment2: B::Stat,
+    pub moment2: Moment<B>,
     /// Moving average of the weights.
     pub ema: Option<B::Stat>,
     /// Updates applied and skipped.
@@ -32,13 +33,13 @@ impl<B: Backend> Network<B> {
     /// # Errors
     /// When the device's memory is exhausted.
     pub fn new(b: &B, weights: &[f32], optim: &OptimConfig, lr_index: usize, ema_decay: f64) -> Result<Self, DeviceError> {
-        let len = weights.len();
+        let (len, packed) = (weights.len(), |packing| (optim.moments == Moments::Packed).then_some(packing));
         let mut network = Self {
             params: b.alloc_data(len)?,
             master: b.alloc_stat(len)?,
             grads: b.alloc_stat(len)?,
-            moment1: (optim.beta1 > 0.0).then(|| b.alloc_stat(len)).transpose()?,
-            moment2: b.alloc_stat(len)?,
+            moment1: (optim.beta1 > 0.0).then(|| Moment::new(b, len, packed(Packing::SIGNED))).transpose()?,
+            moment2: Moment::new(b, len, packed(Packing::UNSIGNED))?,
             ema: (ema_decay > 0.0).then(|| b.alloc_stat(len)).transpose()?,
             counters: b.alloc_stat(ADAMW_COUNTERS)?,
             norm: b.alloc_stat(1)?,

@@ -14,6 +14,16 @@ pub enum Schedule {
     Cosine,
 }
 
+/// How the moments are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Moments {
+    /// Four bytes a weight each.
+    Fp32,
+    /// One byte a weight and two, rounded stochastically: see [`packed`](crate::device::packed).
+    Packed,
+}
+
 /// AdamW (Loshchilov and Hutter, arXiv 1711.05101) with clipping.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -34,11 +44,23 @@ pub struct OptimConfig {
     pub warmup_steps: u32,
     /// What follows the warm-up.
     pub schedule: Schedule,
+    /// How the moments are kept. The first is not where `beta1` is 0.
+    pub moments: Moments,
 }
 
 impl Default for OptimConfig {
     fn default() -> Self {
-        Self { lr: 1e-5, beta1: 0.0, beta2: 0.99, eps: 1e-8, weight_decay: 0.0, clip: 1.0, warmup_steps: 0, schedule: Schedule::Constant }
+        Self {
+            lr: 1e-5,
+            beta1: 0.0,
+            beta2: 0.99,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            clip: 1.0,
+            warmup_steps: 0,
+            schedule: Schedule::Constant,
+            moments: Moments::Fp32,
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use ladd_fast::device::{
     ADAMW_COUNTERS, AdalnShape, AdamwShape, AdamwState, AttentionShape, Backend, Branch, BranchGrad, ConvShape, Groups, HINGE_STATS,
-    HeadLogitsShape, HingeShape, Linear, Modulation, NormGrad, NormOut, PatchOrder, PatchShape, QkNormShape, StepValues, Storage,
+    HeadLogitsShape, HingeShape, Linear, Modulation, Moment, NormGrad, NormOut, PatchOrder, PatchShape, QkNormShape, StepValues, Storage,
 };
 use ladd_fast::flow::TimestepDistribution;
 use ladd_fast::ladd::AdversarialLoss;
@@ -545,20 +545,26 @@ fn optimiser<B: Backend>(of: &mut List<'_, '_, B>) {
         let (step, grads, mut norm) = (step(b), m.stat(n), m.stat(1));
         b.fill(norm.all_mut(), 2.0);
         let (mut params, mut master, mut ema) = (m.data(n), m.stat(n), m.stat(n));
-        let [mut moment1, mut moment2] = [(); 2].map(|()| m.stat(n));
-        [&mut moment1, &mut moment2].into_iter().for_each(|moment| b.fill(moment.all_mut(), 0.0));
+        let mut moments = [(); 2].map(|()| {
+            let mut moment = m.stat(n);
+            b.fill(moment.all_mut(), 0.0);
+            Moment::Full(moment)
+        });
         let mut counters = b.alloc_stat(ADAMW_COUNTERS).unwrap();
         move |read_| {
+            let [moment1, moment2] = &mut moments;
             let state = AdamwState {
                 params: &mut params,
                 master: &mut master,
-                moment1: Some(&mut moment1),
-                moment2: &mut moment2,
+                moment1: Some(moment1),
+                moment2,
                 ema: Some(&mut ema),
                 counters: &mut counters,
             };
             b.adamw(&step, &shape, &grads, &norm, state);
-            [read(b, read_, &[&params]), read_stat(b, read_, &[&master, &moment1, &moment2, &ema])].concat()
+            let full = moments.iter().filter_map(|moment| if let Moment::Full(values) = moment { Some(values) } else { None });
+            let full: Vec<&B::Stat> = full.collect();
+            [read(b, read_, &[&params]), read_stat(b, read_, &[&[&master, &ema][..], &full].concat())].concat()
         }
     });
 }

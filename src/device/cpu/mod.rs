@@ -42,7 +42,7 @@ fn simd<R>(body: impl FnOnce() -> R) -> R {
 #[derive(Debug)]
 pub struct Buffer<T>(Vec<T>);
 
-impl<T: Real> Storage for Buffer<T> {
+impl<T: Send + Sync> Storage for Buffer<T> {
     fn len(&self) -> usize {
         self.0.len()
     }
@@ -94,12 +94,12 @@ impl<T: Real> Cpu<T> {
         Self { scratch: Mutex::new(Vec::new()) }
     }
 
-    fn alloc(&self, len: usize) -> Result<Buffer<T>, DeviceError> {
+    fn alloc<E: Clone + Default>(&self, len: usize) -> Result<Buffer<E>, DeviceError> {
         let mut values = Vec::new();
         values
             .try_reserve_exact(len)
-            .map_err(|_| DeviceError::OutOfMemory { device: self.name(), requested: (len * size_of::<T>()) as u64 })?;
-        values.resize(len, T::ZERO);
+            .map_err(|_| DeviceError::OutOfMemory { device: self.name(), requested: (len * size_of::<E>()) as u64 })?;
+        values.resize(len, E::default());
         Ok(Buffer(values))
     }
 
@@ -131,6 +131,7 @@ fn download<T: Real>(src: In<'_, T>) -> Vec<f32> {
 impl<T: Real> Backend for Cpu<T> {
     type Data = Buffer<T>;
     type Stat = Buffer<T>;
+    type Bytes = Buffer<u8>;
     type Step = StepValues;
     type Recording = ();
 
@@ -146,12 +147,20 @@ impl<T: Real> Backend for Cpu<T> {
         self.alloc(len)
     }
 
+    fn alloc_bytes(&self, len: usize) -> Result<Buffer<u8>, DeviceError> {
+        self.alloc(len)
+    }
+
     fn alloc_step(&self) -> Result<StepValues, DeviceError> {
         Ok(StepValues::default())
     }
 
     fn upload_data(&self, src: &[f32], dst: Out<'_, T>) {
         upload(src, dst);
+    }
+
+    fn upload_bytes(&self, src: &[u8], dst: ViewMut<'_, Buffer<u8>>) {
+        dst.slice().copy_from_slice(src);
     }
 
     fn upload_stat(&self, src: &[f32], dst: Out<'_, T>) {
@@ -168,6 +177,10 @@ impl<T: Real> Backend for Cpu<T> {
 
     fn download_stat(&self, src: In<'_, T>) -> Result<Vec<f32>, DeviceError> {
         Ok(download(src))
+    }
+
+    fn download_bytes(&self, src: View<'_, Buffer<u8>>) -> Result<Vec<u8>, DeviceError> {
+        Ok(src.slice().to_vec())
     }
 
     fn replay(&self, (): &mut (), work: impl FnOnce()) {
@@ -459,7 +472,8 @@ impl<T: Real> Backend for Cpu<T> {
 
     fn adamw(&self, step: &StepValues, shape: &AdamwShape, grads: &Buffer<T>, norm: &Buffer<T>, state: AdamwState<'_, Self>) {
         let AdamwState { params, master, moment1, moment2, ema, counters } = state;
-        let state = adamw::State { params, master, moment1: moment1.map(|m| &mut **m), moment2, ema: ema.map(|e| &mut **e), counters };
+        let (moment1, moment2) = (moment1.map(adamw::Kept::of), adamw::Kept::of(moment2));
+        let state = adamw::State { params, master, moment1, moment2, ema: ema.map(|e| &mut **e), counters };
         adamw::adamw(step, shape, grads, norm[0], state);
     }
 }

@@ -488,6 +488,8 @@ pub struct AdamwParams {
     pub master: DevicePtr,
     pub moment1: DevicePtr,
     pub moment2: DevicePtr,
+    pub scales1: DevicePtr,
+    pub scales2: DevicePtr,
     pub ema: DevicePtr,
     pub beta1: f64,
     pub beta2: f64,
@@ -496,9 +498,10 @@ pub struct AdamwParams {
     pub max_norm: f64,
     pub ema_decay: f64,
     pub lr_index: u32,
-    pub unused: u32,
+    pub rounding: u32,
 }
 pub const ADAMW_THREADS: _bindgen_ty_16 = 256;
+pub const ADAMW_PACK_BLOCK: _bindgen_ty_16 = 256;
 pub const NORM_THREADS: _bindgen_ty_16 = 256;
 pub const NORM_MAX_PARTS: _bindgen_ty_16 = 1024;
 pub type _bindgen_ty_16 = ::std::os::raw::c_uint;

@@ -33,7 +33,7 @@ use ops::{In, Out, StatIn, StatOut};
 use super::shapes::{
     AdalnShape, AdamwShape, AttentionShape, ConvShape, HeadLogitsShape, HingeShape, Linear, PatchShape, QkNormShape, StepValues, Stream,
 };
-use super::{AdamwState, Backend, Branch, BranchGrad, DeviceError, NormGrad, NormOut, Storage};
+use super::{AdamwState, Backend, Branch, BranchGrad, DeviceError, NormGrad, NormOut, Storage, View, ViewMut};
 use crate::flow::TimestepDistribution;
 
 /// Blocks per multiprocessor of a grid that strides over its data: enough to fill the device, few enough that each
@@ -195,6 +195,7 @@ impl Cuda {
 impl Backend for Cuda {
     type Data = Buffer<bf16>;
     type Stat = Buffer<f32>;
+    type Bytes = Buffer<u8>;
     type Step = Buffer<StepParams>;
     type Recording = Recording;
 
@@ -208,6 +209,10 @@ impl Backend for Cuda {
     }
 
     fn alloc_stat(&self, len: usize) -> Result<Buffer<f32>, DeviceError> {
+        Buffer::new(&self.driver, len)
+    }
+
+    fn alloc_bytes(&self, len: usize) -> Result<Buffer<u8>, DeviceError> {
         Buffer::new(&self.driver, len)
     }
 
@@ -227,6 +232,11 @@ impl Backend for Cuda {
         self.write(dst.address(), src);
     }
 
+    fn upload_bytes(&self, src: &[u8], dst: ViewMut<'_, Buffer<u8>>) {
+        assert_eq!(src.len(), dst.len, "upload of {} bytes into a view of {}", src.len(), dst.len);
+        self.write(dst.address(), src);
+    }
+
     fn upload_step(&self, values: &StepValues, dst: &mut Buffer<StepParams>) {
         let StepValues { seed, step, first_sample, lr } = *values;
         self.write(dst.address(), &[StepParams { seed, step, first_sample, lr }]);
@@ -237,6 +247,10 @@ impl Backend for Cuda {
     }
 
     fn download_stat(&self, src: StatIn<'_>) -> Result<Vec<f32>, DeviceError> {
+        self.read(src.address(), src.len)
+    }
+
+    fn download_bytes(&self, src: View<'_, Buffer<u8>>) -> Result<Vec<u8>, DeviceError> {
         self.read(src.address(), src.len)
     }
 

@@ -1,11 +1,10 @@
 //! A run that was interrupted and resumed gives the same bits as one that was not.
 
-use ladd_fast::device::Backend;
-use ladd_fast::device::Storage;
 use ladd_fast::device::cpu::Cpu;
+use ladd_fast::device::{Backend, Moment, Storage};
 use ladd_fast::ladd::{AdversarialLoss, Update};
-use ladd_fast::train::Distiller;
 use ladd_fast::train::checkpoint::{TrainingState, load, save};
+use ladd_fast::train::{Distiller, Moments};
 
 use super::accumulation::{Data, distiller, settings};
 use crate::lab::same_bits;
@@ -15,9 +14,17 @@ fn state<B: Backend>(b: &B, distiller: &Distiller<B>) -> Vec<Vec<f32>> {
     let mut arenas = Vec::new();
     for network in [&distiller.student, &distiller.heads] {
         arenas.push(b.download_data(network.params.all()).unwrap());
-        for buffer in [&network.master, &network.moment2, &network.counters].into_iter().chain(&network.moment1).chain(&network.ema) {
-            arenas.push(b.download_stat(buffer.all()).unwrap());
+        let mut buffers: Vec<&B::Stat> = [&network.master, &network.counters].into_iter().chain(&network.ema).collect();
+        for moment in network.moment1.iter().chain([&network.moment2]) {
+            match moment {
+                Moment::Full(values) => buffers.push(values),
+                Moment::Packed { codes, scales } => {
+                    arenas.push(b.download_bytes(codes.all()).unwrap().into_iter().map(f32::from).collect());
+                    buffers.push(scales);
+                }
+            }
         }
+        arenas.extend(buffers.into_iter().map(|buffer| b.download_stat(buffer.all()).unwrap()));
     }
     arenas
 }
@@ -25,8 +32,13 @@ fn state<B: Backend>(b: &B, distiller: &Distiller<B>) -> Vec<Vec<f32>> {
 #[test]
 fn a_resumed_run_gives_the_same_bits() {
     let b = Cpu::<f32>::new();
-    for update in [Update::Simultaneous, Update::Alternating] {
-        let settings = settings(update, AdversarialLoss::Hinge);
+    for (update, moments) in
+        [(Update::Simultaneous, Moments::Fp32), (Update::Alternating, Moments::Fp32), (Update::Simultaneous, Moments::Packed)]
+    {
+        let mut settings = settings(update, AdversarialLoss::Hinge);
+        settings.student.moments = moments;
+        settings.heads.moments = moments;
+        settings.heads.beta1 = 0.0;
         let mut straight = distiller(&b, settings.clone());
         let mut records = Vec::new();
         for step in 0..5 {
@@ -48,7 +60,7 @@ fn a_resumed_run_gives_the_same_bits() {
         second.resume_at(restored.step);
         for step in 2..5 {
             let record = Data::new(step).step(&b, &mut second, 2);
-            assert_eq!(record, records[step as usize], "record of step {step}, {update:?}");
+            assert_eq!(record, records[step as usize], "record of step {step}, {update:?}, {moments:?}");
         }
         assert_eq!((second.done(), straight.done()), (5, 5));
         for (a, b) in state(&b, &second).iter().zip(state(&b, &straight)) {

@@ -3,7 +3,7 @@
 use ladd_fast::device::{Backend, HINGE_STATS, HingeStat, StepValues, Storage};
 use ladd_fast::ladd::{LaddConfig, Phase, Update};
 use ladd_fast::model::{Layout, Shape};
-use ladd_fast::train::{Checkpointed, OptimConfig, Schedule};
+use ladd_fast::train::{Checkpointed, Moments, OptimConfig, Schedule};
 use serde_json::Value;
 
 use super::stage::{Samples, Script, Stage};
@@ -26,6 +26,7 @@ fn script(case: &Golden) -> Script {
         clip: number("max_norm"),
         warmup_steps: 0,
         schedule: Schedule::Constant,
+        moments: Moments::Fp32,
     };
     let optim = [optim("lr_student"), optim("lr_heads")];
     let seed = |key: &str| case.config[key].as_u64().unwrap();

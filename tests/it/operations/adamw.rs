@@ -1,20 +1,21 @@
 //! Global norm and AdamW.
 
 use ladd_fast::device::cpu::Cpu;
-use ladd_fast::device::{ADAMW_COUNTERS, AdamwShape, AdamwState, Backend, StepValues, Storage};
+use ladd_fast::device::packed::Packing;
+use ladd_fast::device::{ADAMW_COUNTERS, AdamwShape, AdamwState, Backend, Moment, StepValues, Storage};
 use ladd_fast::flow::philox::fill_normals;
 
 use super::on_every_backend;
 use crate::golden::{Golden, Tolerance, cases, close};
 use crate::lab::{Lab, same_bits};
 
-on_every_backend!(adamw, global_norm, norm_of_any_length, without_average, without_first_moment, arenas_of_any_length);
+on_every_backend!(adamw, global_norm, norm_of_any_length, without_average, without_first_moment, arenas_of_any_length, packed_moments);
 
 /// Optimizer state in buffers without spare elements: the whole arena is updated.
 struct Arenas<B: Backend> {
     params: B::Data,
     master: B::Stat,
-    moments: [B::Stat; 2],
+    moments: [Moment<B>; 2],
     ema: B::Stat,
     counters: B::Stat,
 }
@@ -26,14 +27,13 @@ fn stat<B: Backend>(b: &B, values: &[f32]) -> B::Stat {
 }
 
 impl<B: Backend> Arenas<B> {
-    fn new(b: &B, start: &[f32]) -> Self {
-        let zeros = vec![0.0; start.len()];
+    fn new(b: &B, start: &[f32], packed: bool) -> Self {
         let mut params = b.alloc_data(start.len()).unwrap();
         b.upload_data(&vec![f32::NAN; start.len()], params.all_mut());
         Self {
             params,
             master: stat(b, start),
-            moments: [stat(b, &zeros), stat(b, &zeros)],
+            moments: [Packing::SIGNED, Packing::UNSIGNED].map(|kind| Moment::new(b, start.len(), packed.then_some(kind)).unwrap()),
             ema: stat(b, start),
             counters: stat(b, &[0.0; ADAMW_COUNTERS]),
         }
@@ -49,7 +49,15 @@ impl<B: Backend> Arenas<B> {
     /// Parameters, both moments, the average, the counters.
     fn read(&self, b: &B) -> [Vec<f32>; 5] {
         let [m, v] = &self.moments;
-        [&self.master, m, v, &self.ema, &self.counters].map(|buffer| b.download_stat(buffer.all()).unwrap())
+        let stat = |buffer: &B::Stat| b.download_stat(buffer.all()).unwrap();
+        let moment = |moment: &Moment<B>| match moment {
+            Moment::Full(values) => stat(values),
+            Moment::Packed { codes, scales } => {
+                let codes = b.download_bytes(codes.all()).unwrap().into_iter().map(f32::from);
+                codes.chain(stat(scales)).collect()
+            }
+        };
+        [stat(&self.master), moment(m), moment(v), stat(&self.ema), stat(&self.counters)]
     }
 }
 
@@ -73,7 +81,7 @@ fn step<B: Backend>(b: &B, lr: f64) -> B::Step {
 
 fn adamw<B: Backend>(b: &B, tolerance: Tolerance) {
     for case in cases("adamw") {
-        let mut arenas = Arenas::new(b, &case.input("param"));
+        let mut arenas = Arenas::new(b, &case.input("param"), false);
         let (shape, step) = (shape(&case), step(b, case.number("lr")));
         // All but the rounded weights is fp32 everywhere.
         let (of_data, tolerance) = (tolerance, tolerance.of_stat());
@@ -121,7 +129,7 @@ fn without_average<B: Backend>(b: &B, _: Tolerance) {
     let norm = stat(b, &case.result("out.norm0"));
     let (shape, step) = (shape(&case), step(b, case.number("lr")));
     let [with, without] = [true, false].map(|averaged| {
-        let mut arenas = Arenas::new(b, &case.input("param"));
+        let mut arenas = Arenas::new(b, &case.input("param"), false);
         b.adamw(&step, &shape, &gradient, &norm, arenas.state(averaged));
         arenas.read(b)
     });
@@ -139,7 +147,7 @@ fn without_first_moment<B: Backend>(b: &B, _: Tolerance) {
     let gradients = ["gradient0", "gradient1"].map(|name| stat(b, &case.input(name)));
     let norm = stat(b, &case.result("out.norm0"));
     let [with, without] = [true, false].map(|kept| {
-        let mut arenas = Arenas::new(b, &case.input("param"));
+        let mut arenas = Arenas::new(b, &case.input("param"), false);
         for gradient in &gradients {
             let state = arenas.state(true);
             b.adamw(&step, &shape, gradient, &norm, AdamwState { moment1: state.moment1.filter(|_| kept), ..state });
@@ -177,35 +185,85 @@ fn norm_of_any_length<B: Backend>(b: &B, tolerance: Tolerance) {
     }
 }
 
-/// Three updates of an arena, the second not finite, with and without clipping and average.
-fn three_updates<B: Backend>(b: &B, n: usize, clip: f64, averaged: bool) -> (Vec<f32>, [Vec<f32>; 5]) {
+/// An arena and how it is updated.
+#[derive(Clone, Copy, Debug)]
+struct Updates {
+    len: usize,
+    clip: f64,
+    averaged: bool,
+    beta1: f64,
+    packed: bool,
+}
+
+/// Three updates of an arena, the second not finite; a first moment is kept where there is one.
+fn three_updates<B: Backend>(b: &B, updates: Updates) -> (Vec<f32>, [Vec<f32>; 5]) {
+    let Updates { len, clip, averaged, beta1, packed } = updates;
     let draw = |stream: u32| {
-        let mut values = vec![0.0; n];
+        let mut values = vec![0.0; len];
         fill_normals(4, 0, stream, 0, &mut values);
         values
     };
-    let mut arenas = Arenas::new(b, &draw(1));
+    let mut arenas = Arenas::new(b, &draw(1), packed);
     let step = step(b, 3e-4);
-    let shape = AdamwShape {
-        lr_index: 1,
-        beta1: 0.9,
-        beta2: 0.95,
-        eps: 1e-8,
-        weight_decay: 0.1,
-        clip,
-        ema_decay: if averaged { 0.99 } else { 0.0 },
-    };
+    let ema_decay = if averaged { 0.99 } else { 0.0 };
+    let shape = AdamwShape { lr_index: 1, beta1, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, clip, ema_decay };
     for i in 0..3 {
         let mut gradient = draw(2 + i);
         if i == 1 {
-            gradient[n - 1] = f32::INFINITY;
+            gradient[len - 1] = f32::INFINITY;
         }
         let gradient = stat(b, &gradient);
         let mut norm = stat(b, &[f32::NAN]);
         b.global_norm(&gradient, &mut norm);
-        b.adamw(&step, &shape, &gradient, &norm, arenas.state(averaged));
+        let state = arenas.state(averaged);
+        let moment1 = state.moment1.filter(|_| beta1 > 0.0);
+        b.adamw(&step, &shape, &gradient, &norm, AdamwState { moment1, ..state });
     }
     (b.download_data(arenas.params.all()).unwrap(), arenas.read(b))
+}
+
+/// Packed moments round by the same random bits everywhere; the arena may end in any lane of a block.
+fn packed_moments<B: Backend>(b: &B, tolerance: Tolerance) {
+    if tolerance == Tolerance::F64 {
+        return; // some codes round the other way
+    }
+    for (len, beta1) in [(1, 0.9), (7, 0.0), (255, 0.9), (256, 0.9), (300, 0.0), (1003, 0.9), (70_005, 0.9)] {
+        let updates = Updates { len, clip: 1.0, averaged: true, beta1, packed: true };
+        let (weights, state) = three_updates(b, updates);
+        let (_, expected) = three_updates(&Cpu::<f32>::new(), updates);
+        for (what, got, expected) in (0..5).map(|i| (["weights", "m", "v", "average", "counters"][i], &state[i], &expected[i])) {
+            same_bits(&format!("{what}, {updates:?}"), got, expected);
+        }
+        same_bits("weights in the compute type", &weights, &tolerance.held(&state[0]));
+    }
+}
+
+/// Two hundred steps along noisy gradients of very different sizes: packed moments lead to where full ones do. Rounded to
+/// nearest, a second moment that decays by a hundredth would stay where it is.
+#[test]
+fn packed_moments_lead_to_the_same_place() {
+    let b = Cpu::<f32>::new();
+    let len = 3000;
+    for beta1 in [0.0, 0.9] {
+        let walk = |packed: bool| {
+            let mut arenas = Arenas::new(&b, &vec![0.0; len], packed);
+            let shape = AdamwShape { lr_index: 1, beta1, beta2: 0.99, eps: 1e-8, weight_decay: 0.0, clip: 1e9, ema_decay: 0.0 };
+            for i in 0..200 {
+                let mut gradient = vec![0.0; len];
+                fill_normals(8, i, 1, 0, &mut gradient);
+                // A drift and noise, which both get smaller with time and from one weight to the next.
+                let size = |j: usize| (-0.01 * f64::from(i) - 8.0 * j as f64 / len as f64).exp() as f32;
+                gradient.iter_mut().enumerate().for_each(|(j, g)| *g = (*g + if j % 3 == 0 { 0.5 } else { -0.3 }) * size(j));
+                let step = StepValues { seed: 7, step: i, first_sample: 0, lr: [f32::NAN, 1e-3] };
+                let state = arenas.state(false);
+                let moment1 = state.moment1.filter(|_| beta1 > 0.0);
+                b.adamw(&step, &shape, &stat(&b, &gradient), &stat(&b, &[1.0]), AdamwState { moment1, ..state });
+            }
+            b.download_stat(arenas.master.all()).unwrap()
+        };
+        let (packed, full) = (walk(true), walk(false));
+        close(&format!("weights with beta1 {beta1}"), &packed, &full, 0.03);
+    }
 }
 
 /// Lengths that are no multiple of a 16-byte access or a block, against the CPU: it computes each value in f32 by a fixed
@@ -214,8 +272,9 @@ fn arenas_of_any_length<B: Backend>(b: &B, tolerance: Tolerance) {
     for (n, clip, averaged) in
         [(1, 1e9, true), (7, 1.0, true), (8, 1.0, false), (1003, 1e9, false), (70_005, 1.0, true), (32_768, 1e9, true)]
     {
-        let (weights, state) = three_updates(b, n, clip, averaged);
-        let (_, expected) = three_updates(&Cpu::<f32>::new(), n, clip, averaged);
+        let updates = Updates { len: n, clip, averaged, beta1: 0.9, packed: false };
+        let (weights, state) = three_updates(b, updates);
+        let (_, expected) = three_updates(&Cpu::<f32>::new(), updates);
         assert_eq!(state[4], [2.0, 1.0], "counters");
         for (what, got, expected) in (0..4).map(|i| (["weights", "m", "v", "average"][i], &state[i], &expected[i])) {
             match tolerance {
