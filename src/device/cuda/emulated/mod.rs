@@ -4,6 +4,7 @@
 mod gemm;
 mod library;
 
+use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -38,6 +39,15 @@ pub struct Emulated {
     /// Tells its memory from that of other drivers, whose launches may run at the same time.
     number: u64,
     recording: Mutex<Option<Tape>>,
+    memory: Mutex<Memory>,
+}
+
+/// Device memory in use.
+#[derive(Debug, Default)]
+struct Memory {
+    sizes: HashMap<Address, usize>,
+    in_use: usize,
+    peak: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -86,11 +96,15 @@ impl Emulated {
         static DRIVERS: AtomicU64 = AtomicU64::new(0);
         let number = DRIVERS.fetch_add(1, Ordering::Relaxed);
         let properties = Properties { name: "emulator".to_owned(), capability, multiprocessors: 4, memory: 1 << 34 };
-        Self { properties, schedule, number, recording: Mutex::default() }
+        Self { properties, schedule, number, recording: Mutex::default(), memory: Mutex::default() }
     }
 
     fn failed(&self, what: &str, cause: impl Into<String>) -> DeviceError {
         DeviceError::Failed { device: self.properties.name.clone(), what: what.to_owned(), cause: cause.into() }
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tape(&self) -> MutexGuard<'_, Option<Tape>> {
@@ -211,14 +225,25 @@ impl Driver for Emulated {
         if address == 0 {
             return Err(DeviceError::OutOfMemory { device: self.properties.name.clone(), requested: bytes as u64 });
         }
+        let mut memory = self.memory();
+        memory.sizes.insert(address, bytes);
+        memory.in_use += bytes;
+        memory.peak = memory.peak.max(memory.in_use);
         Ok(address)
     }
 
     fn free(&self, address: Address) {
+        let mut memory = self.memory();
+        memory.in_use -= memory.sizes.remove(&address).unwrap_or(0);
+        drop(memory);
         // A recording may still name the memory.
         let _ = self.outside_recording("a release of memory");
         // SAFETY: buffers give back each address of `allocate` once; the emulator ignores addresses that it does not know.
         unsafe { (Library::get().free)(address as *mut c_void) };
+    }
+
+    fn peak_memory(&self) -> u64 {
+        self.memory().peak as u64
     }
 
     fn write(&self, to: Address, bytes: &[u8]) -> Result<(), DeviceError> {
