@@ -14,6 +14,7 @@
 #[allow(dead_code)]
 #[path = "../../tests/it/catalogue.rs"]
 mod catalogue;
+mod facts;
 mod measure;
 mod report;
 mod shapes;
