@@ -16,6 +16,7 @@ mod map;
 mod model;
 mod operations;
 mod rig;
+mod step_benchmark;
 
 /// The project's folder. `LADD_FAST_ROOT` names another one, for a test binary that was carried to another machine.
 fn root() -> std::path::PathBuf {
