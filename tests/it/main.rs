@@ -15,6 +15,7 @@ mod ladd;
 mod map;
 mod model;
 mod operations;
+mod performance_goals;
 mod rig;
 mod step_benchmark;
 
