@@ -21,7 +21,7 @@ const COLOURS: [Rgb<u8>; 6] =
     [Rgb([0, 114, 178]), Rgb([213, 94, 0]), Rgb([0, 158, 115]), Rgb([204, 121, 167]), Rgb([86, 180, 233]), Rgb([230, 159, 0])];
 
 /// One measured case.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 struct Point {
     model: String,
     mode: String,
@@ -30,6 +30,12 @@ struct Point {
     text: u64,
     ms: f64,
     flops: f64,
+}
+
+impl Point {
+    fn case(&self) -> (&str, &str, [u64; 3]) {
+        (&self.model, &self.mode, [self.batch, self.resolution, self.text])
+    }
 }
 
 fn main() -> ExitCode {
@@ -58,7 +64,8 @@ fn plot(files: &[PathBuf], picture: &Path) -> Result<()> {
             for point in part["results"].as_array().into_iter().flatten().filter_map(point) {
                 let device = part["device"].as_str().unwrap_or("unknown device");
                 devices.insert(format!("{device}, {}", part["date"].as_str().unwrap_or("no date")));
-                if !points.contains(&point) {
+                // What was measured twice is drawn once.
+                if !points.iter().any(|known: &Point| known.case() == point.case()) {
                     points.push(point);
                 }
             }
@@ -67,15 +74,14 @@ fn plot(files: &[PathBuf], picture: &Path) -> Result<()> {
     if points.is_empty() {
         return Err(Error::Usage("these files hold no measured step: scripts/bench-gpu makes such files".into()));
     }
-    let panels = [
+    let mut panels = vec![
         panel("Time against batch", "batch", &points, |p| (format!("{} {} {}px", p.model, p.mode, p.resolution), p.batch as f64)),
         panel("Time against resolution", "pixels a side", &points, |p| {
             (format!("{} {} B={}", p.model, p.mode, p.batch), p.resolution as f64)
         }),
-        panel("Time against operations, all models", "TFLOP", &points, |p| {
-            (format!("{} B={} {}px", p.mode, p.batch, p.resolution), p.flops / 1e12)
-        }),
+        panel("Time of different models", "TFLOP", &points, |p| (format!("{} B={} {}px", p.mode, p.batch, p.resolution), p.flops / 1e12)),
     ];
+    panels.retain(|panel| !panel.series.is_empty());
     let title = devices.into_iter().collect::<Vec<_>>().join("; ");
     save_png(&draw_panels(&title, &panels)?, picture)?;
     println!("{}", picture.display());
@@ -96,9 +102,12 @@ fn point(entry: &Value) -> Option<Point> {
     })
 }
 
+/// What lies across, milliseconds, operations.
+type Line = Vec<(f64, f64, f64)>;
+
 /// Milliseconds of the cases that differ in what lies across alone: a line for each group of two or more.
 fn panel(title: &str, across: &str, points: &[Point], group: impl Fn(&Point) -> (String, f64)) -> Panel {
-    let mut groups: Vec<(String, Vec<(f64, f64, f64)>)> = Vec::new();
+    let mut groups: Vec<(String, Line)> = Vec::new();
     for point in points {
         let (name, x) = group(point);
         let at = groups.iter().position(|(known, _)| *known == name).unwrap_or(groups.len());
@@ -115,9 +124,16 @@ fn panel(title: &str, across: &str, points: &[Point], group: impl Fn(&Point) -> 
         let (_, first_ms, first_flops) = line[0];
         let linear = line.iter().map(|(x, _, flops)| (*x, first_ms * flops / first_flops)).collect();
         let measured = line.iter().map(|(x, ms, _)| (*x, *ms)).collect();
-        series.push(Series { name: String::new(), colour, points: linear, stroke: Stroke::Dashed });
+        let name_of_line = if i == 0 { "as the operations" } else { "" };
+        series.push(Series { name: name_of_line.into(), colour, points: linear, stroke: Stroke::Dashed });
         series.push(Series { name, colour, points: measured, stroke: Stroke::Points });
     }
-    let across = Across { name: across.into(), log: true };
+    let mut ticks: Vec<f64> = series.iter().flat_map(|line| line.points.iter().map(|point| point.0)).collect();
+    ticks.sort_by(f64::total_cmp);
+    ticks.dedup();
+    if ticks.len() > 8 {
+        ticks.clear();
+    }
+    let across = Across { name: across.into(), log: true, ticks };
     Panel { title: format!("{title}, ms"), across, log: true, include: vec![], series, references: vec![] }
 }

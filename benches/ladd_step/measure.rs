@@ -189,7 +189,10 @@ fn line(entry: &Value) -> String {
     let what = ["model", "mode"].map(|key| entry[key].as_str().unwrap_or_default()).join(" ");
     let sizes = format!("B={} {}px {} text tokens", entry["batch"], entry["resolution"], entry["text_tokens"]);
     let result = match entry["median_ms"].as_f64() {
-        Some(ms) => format!("{ms} ms, {} TFLOP/s, MFU {}, peak {} GB", entry["tflop_s"], entry["mfu"], entry["peak_memory_gb"]),
+        Some(ms) => {
+            let peak = entry["peak_memory_gb"].as_f64().map_or_else(String::new, |gb| format!(", peak {gb} GB"));
+            format!("{ms} ms, {} TFLOP/s, MFU {}{peak}", entry["tflop_s"], entry["mfu"])
+        }
         None if entry["out_of_memory"] == true => "out of memory".to_owned(),
         None => ["failed", "skipped"].iter().filter_map(|key| entry[*key].as_str()).collect(),
     };

@@ -59,11 +59,13 @@ pub struct Across {
     pub name: String,
     /// Whether it is logarithmic.
     pub log: bool,
+    /// Where numbers are written; if empty, at round ones.
+    pub ticks: Vec<f64>,
 }
 
 impl Default for Across {
     fn default() -> Self {
-        Self { name: "step".into(), log: false }
+        Self { name: "step".into(), log: false, ticks: vec![] }
     }
 }
 
@@ -274,16 +276,12 @@ impl<'p> Frame<'p> {
         values.extend(panel.include.iter().chain(panel.references.iter().map(|r| &r.value)).filter(|v| usable(**v)));
         let (low, high) = extent(values.into_iter());
         let plot = (x + 64, y + 66, width - 64 - 26, height - 66 - 46);
-        Self {
-            panel,
-            x,
-            y,
-            width,
-            plot,
-            horizontal: Axis::new(from, to, panel.across.log, if panel.across.log { 0.04 } else { 0.0 }, plot.2 / 90),
-            vertical: Axis::new(low, high, panel.log, 0.04, plot.3 / 52),
-            empty,
+        let Across { log, ticks, .. } = &panel.across;
+        let mut horizontal = Axis::new(from, to, *log, if *log { 0.04 } else { 0.0 }, plot.2 / 90);
+        if !ticks.is_empty() {
+            horizontal.ticks.clone_from(ticks);
         }
+        Self { panel, x, y, width, plot, horizontal, vertical: Axis::new(low, high, panel.log, 0.04, plot.3 / 52), empty }
     }
 
     /// Everything but text, at `SCALE` times the size.
