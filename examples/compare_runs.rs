@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use image::Rgb;
 use ladd_fast::Result;
-use ladd_fast::report::{Panel, Series, Stroke, draw_panels, save_png};
+use ladd_fast::report::{Across, Panel, Series, Stroke, draw_panels, save_png};
 use ladd_fast::train::{Record, RunFolder, StepRecord};
 
 type Value = fn(&StepRecord) -> f32;
@@ -55,7 +55,14 @@ fn compare(runs: [&Path; 2], picture: &Path) -> Result<()> {
             points: steps[i][..common].iter().map(|r| (f64::from(r.step), f64::from(value(r)))).collect(),
             stroke: Stroke::Smoothed,
         });
-        panels.push(Panel { title: title.into(), log, include: vec![], series: series.collect(), references: vec![] });
+        panels.push(Panel {
+            title: title.into(),
+            across: Across::default(),
+            log,
+            include: vec![],
+            series: series.collect(),
+            references: vec![],
+        });
         let pairs = steps[0][..common].iter().zip(&steps[1]).map(|(a, b)| (f64::from(value(a)), f64::from(value(b))));
         // Losses cross zero: compare with their usual size.
         let size = steps[0][..common].iter().map(|r| f64::from(value(r)).abs()).sum::<f64>() / common.max(1) as f64;

@@ -38,9 +38,9 @@ TEXT, WIDTH, HEAD_DIM, CHANNELS, PATCH, POOLED, FREQUENCIES = 154, 256, 64, 16, 
 class Shape:
     """Sizes of one case; `device` is where its operands live."""
 
-    def __init__(self, heads, grid, batch, text, width, device):
+    def __init__(self, heads, grid, batch, text, width, device, head_dim=HEAD_DIM):
         self.heads, self.grid, self.batch, self.text, self.width, self.device = heads, grid, batch, text, width, device
-        self.hidden = heads * HEAD_DIM
+        self.head_dim, self.hidden = head_dim, heads * head_dim
         self.image = grid[0] * grid[1]
         self.rows = batch * self.image
         self.latent = (batch, CHANNELS, PATCH * grid[0], PATCH * grid[1])
@@ -144,7 +144,7 @@ def sdpa_backends(s):
 
 
 def attention(s):
-    q, k, v = (s.data(s.batch, s.heads, s.image + s.text, HEAD_DIM) for _ in range(3))
+    q, k, v = (s.data(s.batch, s.heads, s.image + s.text, s.head_dim) for _ in range(3))
 
     def by(backend):
         def run():
@@ -157,7 +157,7 @@ def attention(s):
 
 
 def attention_backward(s):
-    size = (s.batch, s.heads, s.image + s.text, HEAD_DIM)
+    size = (s.batch, s.heads, s.image + s.text, s.head_dim)
     q, k, v = (s.data(*size).requires_grad_() for _ in range(3))
     d_out = s.data(*size)
 
@@ -409,8 +409,21 @@ BY_PICTURE = [silu, silu_backward, leaky_relu, leaky_relu_backward, patchify, un
 # ---- measuring ------------------------------------------------------------------------------------------------------
 
 
+def goals(args):
+    """The attention of benches/kernels/goals.rs: batch, side of the token grid, text tokens, head_dim."""
+    for batch, side, text, head_dim in [(4, 64, 154, 64), (1, 64, 154, 64), (1, 32, 154, 64), (1, 32, 333, 64), (4, 64, 154, 128)]:
+        name = f"B={batch} S={side * side + text} D={head_dim}"
+        for function in (attention, attention_backward):
+            if args.filter in function.__name__ and args.shape in name:
+                size = (1, (2, 3), 1, 5) if args.tiny else (1536 // head_dim, (side, side), batch, text)
+                yield function, name, Shape(*size, WIDTH, args.device, head_dim)
+
+
 def cases(args):
     """(operation, name of the shape, shape), in the order of benches/kernels/shapes.rs."""
+    if args.goals:
+        yield from goals(args)
+        return
     for m, (model, heads) in enumerate(MODELS.items()):
         for p, (picture, grid) in enumerate(PICTURES.items()):
             for b, batch in enumerate(BATCHES):
@@ -457,7 +470,7 @@ def copies_of(function, shape):
     return copies + [function(shape) for _ in range(wanted - 1)]
 
 
-def measure(runs):
+def measure(runs, rest):
     """Microseconds of one run: runs are the copies of one way to do an operation."""
     def rounds(count):
         def all_runs():
@@ -473,20 +486,20 @@ def measure(runs):
     graph = captured(rounds(count))
     sample = graph or rounds(count)
     sample()
-    time.sleep(1)
+    time.sleep(rest)
     sample()
     times = [1000 * timed(sample) / (count * len(runs)) for _ in range(SAMPLES)]
     return {"median_us": statistics.median(times), "min_us": min(times), "max_us": max(times), "samples": SAMPLES,
             "runs_per_sample": count * len(runs), "copies": len(runs), "graph": graph is not None}  # fmt: skip
 
 
-def best(function, shape):
+def best(function, shape, rest):
     """The fastest way, and all of them."""
     copies = copies_of(function, shape)
     ways = {}
     for how in copies[0]:
         try:
-            ways[how] = measure([copy[how] for copy in copies])
+            ways[how] = measure([copy[how] for copy in copies], rest)
         except RuntimeError as error:
             ways[how] = {"error": str(error).splitlines()[0]}
     done = {how: way for how, way in ways.items() if "median_us" in way}
@@ -500,6 +513,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("filter", nargs="?", default="", help="keep operations whose name contains this")
     parser.add_argument("--shape", default="", help="keep shapes whose name contains this")
+    parser.add_argument("--goals", action="store_true", help="attention at the shapes of docs/performance-goals.md, with shorter rests")
     parser.add_argument("--json", help="write the results to this file")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--tiny", action="store_true", help="small shapes")
@@ -513,20 +527,8 @@ def main():
         BACKEND["backend"] = "aot_eager"
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
-    results = []
-    for function, name, shape in cases(args):
-        entry = {"operation": function.__name__, "shape": name}
-        if args.device == "cpu":
-            # Only to see that it runs: a time on the CPU says nothing.
-            for run in function(shape).values():
-                run()
-        else:
-            entry |= best(function, shape)
-            torch.cuda.empty_cache()
-        torch.compiler.reset()
-        results.append(entry)
-        print(f"bench_kernels: {function.__name__} at {name}: {entry.get('median_us', '-')} us", flush=True)
     cuda = args.device == "cuda"
+    results = []
     report = {
         "gpu": torch.cuda.get_device_name() if cuda else None,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
@@ -534,10 +536,22 @@ def main():
         "rules": " ".join(__doc__.split("The rules are")[1].split()),
         "results": results,
     }
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump(report, file, indent=1)
-            file.write("\n")
+    for function, name, shape in cases(args):
+        entry = {"operation": function.__name__, "shape": name}
+        if not cuda:
+            # Only to see that it runs: a time on the CPU says nothing.
+            for run in function(shape).values():
+                run()
+        else:
+            entry |= best(function, shape, 0.25 if args.goals else 1)
+            torch.cuda.empty_cache()
+        torch.compiler.reset()
+        results.append(entry)
+        print(f"bench_kernels: {function.__name__} at {name}: {entry.get('median_us', '-')} us", flush=True)
+        if args.json:  # a run that is cut short leaves what it has
+            with open(args.json, "w") as file:
+                json.dump(report, file, indent=1)
+                file.write("\n")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ class Config:
 def sinusoid(t):
     """[B] -> [B, 256]: cosines, then sines, of 1000 t at 128 frequencies from 1 down to almost 1/10000."""
     half = SINUSOID // 2
-    frequency = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float64) / half)
+    frequency = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float64, device=t.device) / half)
     angle = 1000 * t.double()[:, None] * frequency  # float64: at 1000 rad float32 has no fifth digit
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 

@@ -3,6 +3,7 @@
 //!     cargo bench --bench kernels --features cuda [FILTER]                 criterion, a group per operation
 //!     cargo bench --bench kernels --features cuda -- --json FILE           medians as JSON, and a table
 //!     cargo bench --bench kernels -- --dry                                 each case once, tiny, on the emulated device
+//!     cargo bench --bench kernels --features cuda -- --goals --json FILE   the cases of docs/performance-goals.md
 //!     cargo bench --bench kernels -- --join OURS PYTORCH FILE              one report from both sides
 //!
 //! FILTER keeps operations whose name contains it; `--shape TEXT` keeps shapes. Rates are TFLOP/s (attention: forward
@@ -14,6 +15,8 @@
 #[allow(dead_code)]
 #[path = "../../tests/it/catalogue.rs"]
 mod catalogue;
+mod facts;
+mod goals;
 mod measure;
 mod report;
 mod shapes;
@@ -35,7 +38,7 @@ use shapes::Shape;
 
 const RULES: &str = "median of 31 samples; a sample is at least 2 ms of runs queued back to back in a replayed CUDA graph between two \
                      waits, host clock, gaps between kernels included; operands rotated over at least 192 MiB (at most 64 copies); \
-                     random operands; 1 s of rest before each case";
+                     random operands; 1 s of rest before each case (--goals: a quarter)";
 
 #[derive(Parser, Debug)]
 struct Options {
@@ -47,6 +50,9 @@ struct Options {
     /// Write medians to this file, without criterion.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// The cases of docs/performance-goals.md instead, with shorter rests.
+    #[arg(long)]
+    goals: bool,
     /// Run each case once, tiny, on the emulated device.
     #[arg(long)]
     dry: bool,
@@ -73,7 +79,15 @@ impl Options {
             let entries = entries(b, shape.sizes).into_iter();
             entries.filter_map(move |entry| shape.name(entry.name).map(|name| (entry, name)))
         };
-        let cases = shapes::all(self.dry).into_iter().flat_map(of);
+        let of_goal = |goal: goals::Goal| {
+            let entries = entries(b, goal.sizes).into_iter();
+            entries.filter_map(move |entry| goal.name(entry.name).map(|name| (entry, name)))
+        };
+        let cases: Vec<_> = match self.goals {
+            true => goals::all(self.dry).into_iter().flat_map(of_goal).collect(),
+            false => shapes::all(self.dry).into_iter().flat_map(of).collect(),
+        };
+        let cases = cases.into_iter();
         cases.filter(|(entry, shape)| self.wanted(entry.name, shape)).collect()
     }
 }
@@ -185,11 +199,14 @@ fn medians(b: &Cuda, options: &Options, effort: Effort) -> Value {
     report["copy_gb_s"] = json!(four_digits(machine.copy));
     report["matrix_tflop_s"] = json!(four_digits(machine.matrix));
     let cases = options.cases(b);
-    let measured = cases.iter().enumerate().map(|(i, one)| {
+    report["results"] = json!([]);
+    for (i, one) in cases.iter().enumerate() {
         eprintln!("kernels: {} of {}, {} at {}", i + 1, cases.len(), one.0.name, one.1);
-        case(b, &machine, effort, one, options.dry)
-    });
-    report["results"] = measured.collect();
+        let result = case(b, &machine, effort, one, options.dry);
+        report["results"].as_array_mut().into_iter().for_each(|results| results.push(result.clone()));
+        // A run that is cut short leaves what it has.
+        options.json.iter().for_each(|path| write(path, &report));
+    }
     report
 }
 
@@ -240,7 +257,8 @@ fn main() {
         }
     };
     if options.dry || options.json.is_some() {
-        let report = medians(&b, &options, if options.dry { Effort::DRY } else { Effort::FULL });
+        let full = if options.goals { Effort::BRIEF } else { Effort::FULL };
+        let report = medians(&b, &options, if options.dry { Effort::DRY } else { full });
         options.json.iter().for_each(|path| write(path, &report));
         println!("{}", report::table(&report));
     } else {

@@ -35,6 +35,8 @@ pub struct Effort {
 impl Effort {
     /// For results.
     pub const FULL: Self = Self { samples: 31, copies: MOST_COPIES, sample: SAMPLE, rest: Duration::from_secs(1) };
+    /// For results where the GPU's time is short.
+    pub const BRIEF: Self = Self { rest: Duration::from_millis(250), ..Self::FULL };
     /// To see that everything runs.
     pub const DRY: Self = Self { samples: 1, copies: 2, sample: Duration::ZERO, rest: Duration::ZERO };
 }

@@ -1,6 +1,7 @@
 //! Latent Adversarial Diffusion Distillation: the step and its settings.
 
 mod config;
+mod flops;
 mod step;
 
 pub use config::{AdversarialLoss, LaddConfig, Update};

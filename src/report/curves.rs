@@ -1,5 +1,5 @@
-//! Training curves: panels of lines over the training step, drawn with plotters at twice the size and scaled down, so
-//! that lines are smooth. Values that are not finite are left out; a panel without values says so.
+//! Curves: panels of lines, over the training step or anything else, drawn with plotters at twice the size and scaled
+//! down, so that lines are smooth. Values that are not finite are left out; a panel without values says so.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -24,6 +24,8 @@ pub enum Stroke {
     DashedAverage,
     /// Straight lines between marked points.
     Points,
+    /// Straight dashed lines.
+    Dashed,
 }
 
 /// One line of a panel.
@@ -33,7 +35,7 @@ pub struct Series {
     pub name: String,
     /// Its colour.
     pub colour: Rgb<u8>,
-    /// Its points (step, value).
+    /// Its points (step or what else lies across, value).
     pub points: Vec<(f64, f64)>,
     /// How it is drawn.
     pub stroke: Stroke,
@@ -50,11 +52,30 @@ pub struct Reference {
     pub colour: Rgb<u8>,
 }
 
+/// The horizontal axis of a panel.
+#[derive(Clone, Debug)]
+pub struct Across {
+    /// What it counts.
+    pub name: String,
+    /// Whether it is logarithmic.
+    pub log: bool,
+    /// Where numbers are written; if empty, at round ones.
+    pub ticks: Vec<f64>,
+}
+
+impl Default for Across {
+    fn default() -> Self {
+        Self { name: "step".into(), log: false, ticks: vec![] }
+    }
+}
+
 /// One panel.
 #[derive(Clone, Debug)]
 pub struct Panel {
     /// Its title.
     pub title: String,
+    /// Its horizontal axis.
+    pub across: Across,
     /// A logarithmic vertical axis.
     pub log: bool,
     /// Values the vertical axis must include.
@@ -95,6 +116,7 @@ pub fn distillation_panels(steps: &[StepRecord], quality: &[QualityRecord], chan
     let mut panels = vec![
         Panel {
             title: "Losses".into(),
+            across: Across::default(),
             log: false,
             include: vec![],
             series: vec![line("discriminator", 0, &|r| r.loss_d), line("student", 1, &|r| r.loss_g)],
@@ -103,6 +125,7 @@ pub fn distillation_panels(steps: &[StepRecord], quality: &[QualityRecord], chan
         head_panel(steps),
         Panel {
             title: "Gradient norms, before clipping".into(),
+            across: Across::default(),
             log: true,
             include: vec![],
             series: vec![line("student", 1, &|r| r.grad_norm_student), line("heads", 0, &|r| r.grad_norm_heads)],
@@ -121,6 +144,7 @@ pub fn distillation_panels(steps: &[StepRecord], quality: &[QualityRecord], chan
 pub fn pretrain_panels(steps: &[PretrainRecord]) -> Vec<Panel> {
     let panel = |title: &str, colour: usize, value: &dyn Fn(&PretrainRecord) -> f32| Panel {
         title: title.into(),
+        across: Across::default(),
         log: true,
         include: vec![],
         series: vec![Series {
@@ -153,6 +177,7 @@ fn head_panel(steps: &[StepRecord]) -> Panel {
     }
     Panel {
         title: "Accuracy of the heads: real solid, fake dashed".into(),
+        across: Across::default(),
         log: false,
         include: vec![0.0, 1.0],
         series,
@@ -174,7 +199,14 @@ fn quality_panel(title: &str, quality: &[QualityRecord], include: Vec<f64>, valu
     });
     let teacher = quality.iter().filter(|q| q.network == "teacher" && q.guidance != 1.0).max_by_key(|q| q.steps);
     let reference = teacher.map(|q| Reference { name: format!("teacher, {} steps, guided", q.steps), value: value(q), colour: DARK });
-    Panel { title: title.into(), log: false, include, series: series.collect(), references: reference.into_iter().collect() }
+    Panel {
+        title: title.into(),
+        across: Across::default(),
+        log: false,
+        include,
+        series: series.collect(),
+        references: reference.into_iter().collect(),
+    }
 }
 
 /// Blue to orange, for many heads.
@@ -237,23 +269,19 @@ struct Frame<'p> {
 impl<'p> Frame<'p> {
     fn new(panel: &'p Panel, x: u32, y: u32, width: u32, height: u32) -> Self {
         let usable = |v: f64| v.is_finite() && (!panel.log || v > 0.0);
-        let points = || panel.series.iter().flat_map(|s| &s.points).filter(|p| usable(p.1));
+        let points = || panel.series.iter().flat_map(|s| &s.points).filter(|p| usable(p.1) && (!panel.across.log || p.0 > 0.0));
         let empty = points().next().is_none();
         let (from, to) = extent(points().map(|p| p.0));
         let mut values: Vec<f64> = panel.series.iter().flat_map(|s| shown_values(s, usable)).collect();
         values.extend(panel.include.iter().chain(panel.references.iter().map(|r| &r.value)).filter(|v| usable(**v)));
         let (low, high) = extent(values.into_iter());
         let plot = (x + 64, y + 66, width - 64 - 26, height - 66 - 46);
-        Self {
-            panel,
-            x,
-            y,
-            width,
-            plot,
-            horizontal: Axis::new(from, to, false, 0.0, plot.2 / 90),
-            vertical: Axis::new(low, high, panel.log, 0.04, plot.3 / 52),
-            empty,
+        let Across { log, ticks, .. } = &panel.across;
+        let mut horizontal = Axis::new(from, to, *log, if *log { 0.04 } else { 0.0 }, plot.2 / 90);
+        if !ticks.is_empty() {
+            horizontal.ticks.clone_from(ticks);
         }
+        Self { panel, x, y, width, plot, horizontal, vertical: Axis::new(low, high, panel.log, 0.04, plot.3 / 52), empty }
     }
 
     /// Everything but text, at `SCALE` times the size.
@@ -279,7 +307,8 @@ impl<'p> Frame<'p> {
             chart.draw_series(DashedLineSeries::new(ends, 14, 10, style))?;
         }
         let inside = |p: &(f64, f64)| (p.0, p.1.clamp(self.vertical.low, self.vertical.high));
-        let usable = |p: &&(f64, f64)| p.1.is_finite() && (!self.panel.log || p.1 > 0.0);
+        let positive = |log: bool, value: f64| !log || value > 0.0;
+        let usable = |p: &&(f64, f64)| p.1.is_finite() && positive(self.panel.log, p.1) && positive(self.panel.across.log, p.0);
         for series in &self.panel.series {
             let raw: Vec<_> = series.points.iter().filter(usable).copied().collect();
             let average: Vec<_> = moving_average(&raw, self.panel.log).iter().map(inside).collect();
@@ -292,6 +321,7 @@ impl<'p> Frame<'p> {
                 }
                 Stroke::Average => _ = chart.draw_series(LineSeries::new(average, thick))?,
                 Stroke::DashedAverage => _ = chart.draw_series(DashedLineSeries::new(average, 12, 8, thick))?,
+                Stroke::Dashed => _ = chart.draw_series(DashedLineSeries::new(raw.iter().map(inside), 12, 10, ink.stroke_width(SCALE)))?,
                 // One piece at a time: sharp corners of thick lines would stick out.
                 Stroke::Points => {
                     _ = chart.draw_series(raw.windows(2).map(|p| PathElement::new(p.iter().map(inside).collect::<Vec<_>>(), thick)))?
@@ -317,7 +347,7 @@ impl<'p> Frame<'p> {
             let x = left as f32 + self.horizontal.position(*tick) as f32 * width as f32;
             TICK.draw(picture, x, (top + height) as f32 + 15.0, Anchor::Centre, &self.horizontal.label(*tick));
         }
-        TICK.draw(picture, (left + width) as f32, (top + height) as f32 + 33.0, Anchor::Right, "step");
+        TICK.draw(picture, (left + width) as f32, (top + height) as f32 + 33.0, Anchor::Right, &self.panel.across.name);
         if self.empty {
             let middle = (left as f32 + width as f32 / 2.0, top as f32 + height as f32 / 2.0);
             LEGEND.draw(picture, middle.0, middle.1, Anchor::Centre, "nothing measured yet");
@@ -327,7 +357,8 @@ impl<'p> Frame<'p> {
     /// Colour samples and names in one line below the title.
     fn draw_legend(&self, picture: &mut RgbImage) {
         let (mut x, y) = (self.x as f32 + 24.0, self.y as f32 + 43.0);
-        let series = self.panel.series.iter().filter(|s| !s.name.is_empty()).map(|s| (&s.name, s.colour, false));
+        let series = self.panel.series.iter().filter(|s| !s.name.is_empty());
+        let series = series.map(|s| (&s.name, s.colour, s.stroke == Stroke::Dashed));
         let references = self.panel.references.iter().map(|r| (&r.name, r.colour, true));
         let end = (self.x + self.width) as f32 - 8.0;
         for (name, colour, dashed) in series.chain(references) {
@@ -352,7 +383,7 @@ impl<'p> Frame<'p> {
 fn shown_values(series: &Series, usable: impl Fn(f64) -> bool) -> Vec<f64> {
     let mut values: Vec<f64> = series.points.iter().map(|p| p.1).filter(|v| usable(*v)).collect();
     values.sort_by(f64::total_cmp);
-    let cut = if series.stroke == Stroke::Points { 0 } else { values.len() / 100 };
+    let cut = if matches!(series.stroke, Stroke::Points | Stroke::Dashed) { 0 } else { values.len() / 100 };
     values[cut..values.len() - cut].to_vec()
 }
 

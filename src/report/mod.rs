@@ -5,7 +5,7 @@ mod grid;
 mod table;
 mod text;
 
-pub use curves::{Panel, Reference, Series, Stroke, distillation_panels, draw_panels, pretrain_panels};
+pub use curves::{Across, Panel, Reference, Series, Stroke, distillation_panels, draw_panels, pretrain_panels};
 pub use grid::{Grid, Group, Row, draw_grid};
 pub use table::{Gain, Results};
 pub use text::{Anchor, Ink, Weight};

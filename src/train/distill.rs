@@ -71,20 +71,30 @@ impl<B: Backend> Distiller<B> {
     /// # Errors
     /// When settings and models do not fit, or the device's memory is exhausted.
     pub fn new(b: &B, settings: DistillSettings, teacher: (Mmdit<B>, &[f32]), student: (Mmdit<B>, &[f32])) -> Result<Self> {
+        let (teacher_model, teacher_weights) = teacher;
+        let (student_model, student_weights) = student;
+        let mut teacher_params = b.alloc_data(teacher_weights.len())?;
+        b.upload_data(teacher_weights, teacher_params.all_mut());
+        let student = Network::new(b, student_weights, &settings.student, 0, settings.ema_decay)?;
+        Self::from_device(b, settings, (teacher_model, teacher_params), (student_model, student))
+    }
+
+    /// The same with weights that are on the device already.
+    ///
+    /// # Errors
+    /// When settings and models do not fit, or the device's memory is exhausted.
+    pub fn from_device(b: &B, settings: DistillSettings, teacher: (Mmdit<B>, B::Data), student: (Mmdit<B>, Network<B>)) -> Result<Self> {
         settings.ladd.validate()?;
         settings.student.validate("optim.student")?;
         settings.heads.validate("optim.heads")?;
-        let (teacher_model, teacher_weights) = teacher;
-        let (student_model, student_weights) = student;
+        let ((teacher_model, teacher_params), (student_model, student)) = (teacher, student);
         let config = teacher_model.config();
         let taps = settings.ladd.resolved_taps(config.depth)?;
         let shape = HeadsShape { count: taps.len(), hidden: config.hidden(), width: settings.ladd.head_width, pooled: config.pooled_dim };
         let heads_model = Heads::new(shape);
         let heads_weights = initial_heads(&heads_model, settings.seed);
-        let mut teacher_params = b.alloc_data(teacher_weights.len())?;
-        b.upload_data(teacher_weights, teacher_params.all_mut());
         Ok(Self {
-            student: Network::new(b, student_weights, &settings.student, 0, settings.ema_decay)?,
+            student,
             heads: Network::new(b, &heads_weights, &settings.heads, 1, 0.0)?,
             settings,
             student_model,

@@ -33,8 +33,22 @@ impl<B: Backend> Network<B> {
     /// # Errors
     /// When the device's memory is exhausted.
     pub fn new(b: &B, weights: &[f32], optim: &OptimConfig, lr_index: usize, ema_decay: f64) -> Result<Self, DeviceError> {
-        let (len, packed) = (weights.len(), |packing| (optim.moments == Moments::Packed).then_some(packing));
-        let mut network = Self {
+        let mut network = Self::zeroed(b, weights.len(), optim, lr_index, ema_decay)?;
+        b.upload_data(weights, network.params.all_mut());
+        b.upload_stat(weights, network.master.all_mut());
+        if let Some(ema) = &mut network.ema {
+            b.upload_stat(weights, ema.all_mut());
+        }
+        Ok(network)
+    }
+
+    /// The same with `len` weights that are zero, for weights that are made or read on the device.
+    ///
+    /// # Errors
+    /// When the device's memory is exhausted.
+    pub fn zeroed(b: &B, len: usize, optim: &OptimConfig, lr_index: usize, ema_decay: f64) -> Result<Self, DeviceError> {
+        let packed = |packing| (optim.moments == Moments::Packed).then_some(packing);
+        Ok(Self {
             params: b.alloc_data(len)?,
             master: b.alloc_stat(len)?,
             grads: b.alloc_stat(len)?,
@@ -52,13 +66,7 @@ impl<B: Backend> Network<B> {
                 clip: optim.clip,
                 ema_decay,
             },
-        };
-        b.upload_data(weights, network.params.all_mut());
-        b.upload_stat(weights, network.master.all_mut());
-        if let Some(ema) = &mut network.ema {
-            b.upload_stat(weights, ema.all_mut());
-        }
-        Ok(network)
+        })
     }
 
     /// Sets the gradients to zero, at the beginning of a step.

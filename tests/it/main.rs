@@ -15,7 +15,9 @@ mod ladd;
 mod map;
 mod model;
 mod operations;
+mod performance_goals;
 mod rig;
+mod step_benchmark;
 
 /// The project's folder. `LADD_FAST_ROOT` names another one, for a test binary that was carried to another machine.
 fn root() -> std::path::PathBuf {

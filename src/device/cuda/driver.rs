@@ -160,6 +160,9 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// Gives memory back. Work that was queued before may still use it.
     fn free(&self, address: Address);
 
+    /// Bytes of device memory that were in use at most, as allocated, since the driver was opened.
+    fn peak_memory(&self) -> u64;
+
     /// Queues a copy from the host; `bytes` may be reused at once.
     ///
     /// # Errors

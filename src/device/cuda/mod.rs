@@ -98,6 +98,12 @@ impl Cuda {
         self.driver.properties()
     }
 
+    /// Bytes of device memory that buffers and scratch took at most since the device was opened; what the driver keeps
+    /// for itself (context, kernels, graphs) is not in it.
+    pub fn peak_memory(&self) -> u64 {
+        self.driver.peak_memory()
+    }
+
     /// Remembers a failure; the first one counts.
     fn note<T>(&self, result: Result<T, DeviceError>) -> Option<T> {
         match result {

@@ -39,8 +39,15 @@ pub struct Emulated {
     /// Tells its memory from that of other drivers, whose launches may run at the same time.
     number: u64,
     recording: Mutex<Option<Tape>>,
-    /// Bytes of every allocation.
-    allocated: Mutex<HashMap<Address, usize>>,
+    memory: Mutex<Memory>,
+}
+
+/// Device memory in use.
+#[derive(Debug, Default)]
+struct Memory {
+    sizes: HashMap<Address, usize>,
+    in_use: usize,
+    peak: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -89,7 +96,7 @@ impl Emulated {
         static DRIVERS: AtomicU64 = AtomicU64::new(0);
         let number = DRIVERS.fetch_add(1, Ordering::Relaxed);
         let properties = Properties { name: "emulator".to_owned(), capability, multiprocessors: 4, memory: 1 << 34 };
-        Self { properties, schedule, number, recording: Mutex::default(), allocated: Mutex::default() }
+        Self { properties, schedule, number, recording: Mutex::default(), memory: Mutex::default() }
     }
 
     /// The same with `bytes` of memory.
@@ -101,15 +108,15 @@ impl Emulated {
 
     /// Bytes of all allocations.
     pub fn memory_in_use(&self) -> u64 {
-        self.allocated().values().map(|bytes| *bytes as u64).sum()
-    }
-
-    fn allocated(&self) -> MutexGuard<'_, HashMap<Address, usize>> {
-        self.allocated.lock().unwrap_or_else(PoisonError::into_inner)
+        self.memory().in_use as u64
     }
 
     fn failed(&self, what: &str, cause: impl Into<String>) -> DeviceError {
         DeviceError::Failed { device: self.properties.name.clone(), what: what.to_owned(), cause: cause.into() }
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tape(&self) -> MutexGuard<'_, Option<Tape>> {
@@ -234,16 +241,25 @@ impl Driver for Emulated {
         if address == 0 {
             return Err(exhausted());
         }
-        self.allocated().insert(address, bytes);
+        let mut memory = self.memory();
+        memory.sizes.insert(address, bytes);
+        memory.in_use += bytes;
+        memory.peak = memory.peak.max(memory.in_use);
         Ok(address)
     }
 
     fn free(&self, address: Address) {
+        let mut memory = self.memory();
+        memory.in_use -= memory.sizes.remove(&address).unwrap_or(0);
+        drop(memory);
         // A recording may still name the memory.
         let _ = self.outside_recording("a release of memory");
         // SAFETY: buffers give back each address of `allocate` once; the emulator ignores addresses that it does not know.
         unsafe { (Library::get().free)(address as *mut c_void) };
-        self.allocated().remove(&address);
+    }
+
+    fn peak_memory(&self) -> u64 {
+        self.memory().peak as u64
     }
 
     fn write(&self, to: Address, bytes: &[u8]) -> Result<(), DeviceError> {

@@ -20,6 +20,9 @@ pub struct Arena {
     used: HashMap<Address, usize>,
     /// Blocks that wait for a new user, by size.
     kept: HashMap<usize, Vec<Address>>,
+    /// Bytes in use, now and at most.
+    in_use: usize,
+    peak: usize,
 }
 
 fn rounded(bytes: usize) -> usize {
@@ -38,6 +41,8 @@ impl Arena {
             None => self.fresh(stream, size).map_err(|error| self.failed(device, bytes, error))?,
         };
         self.used.insert(address, size);
+        self.in_use += size;
+        self.peak = self.peak.max(self.in_use);
         // SAFETY: the block has `size` bytes and nobody else uses it.
         let zeroed = unsafe { result::memset_d8_async(address, 0, size, stream.cu_stream()) };
         zeroed.map_err(|error| self.failed(device, bytes, error))?;
@@ -66,9 +71,15 @@ impl Arena {
         DeviceError::Failed { device: device.to_owned(), what, cause: super::describe(error) }
     }
 
+    /// Bytes that were in use at most, as rounded up.
+    pub fn peak(&self) -> u64 {
+        self.peak as u64
+    }
+
     /// Keeps a block for its next user.
     pub fn free(&mut self, address: Address) {
         if let Some(size) = self.used.remove(&address) {
+            self.in_use -= size;
             self.kept.entry(size).or_default().push(address);
         }
     }

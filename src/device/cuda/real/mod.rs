@@ -208,6 +208,10 @@ impl Driver for Real {
         }
     }
 
+    fn peak_memory(&self) -> u64 {
+        self.arena.lock().map_or(0, |arena| arena.peak())
+    }
+
     fn write(&self, to: Address, bytes: &[u8]) -> Result<(), DeviceError> {
         self.not_recording("an upload")?;
         self.enter("an upload")?;
