@@ -1,6 +1,9 @@
 // mbarriers, cp.async, bulk copies and TMA.
 #include "async.h"
 
+#include <thread>
+
+#include "launch.h"
 #include "memory.h"
 #include "static_shared.h"
 
@@ -179,6 +182,20 @@ void bulk_reduce_add(float* global, const float* shared, uint32_t bytes) {
     issue(self().bulk_copies, [=] {
         for (uint32_t i = 0; i < bytes / sizeof(float); i++) atomicAdd(global + i, shared[i]);
     });
+}
+
+// ---- flags in global memory ---------------------------------------------------------------------------------------
+
+void flag_wait(const uint32_t* flag, uint32_t value, Where where) {
+    require_global(flag, "flag_wait");
+    self().what = "flag_wait";
+    self().where = where;
+    uint32_t& awaited = *const_cast<uint32_t*>(flag);
+    while (std::atomic_ref<uint32_t>(awaited).load() != value) {
+        // After a failure elsewhere the flag may never come.
+        if (block().launch->failed) suspend();
+        std::this_thread::yield();
+    }
 }
 
 // ---- TMA --------------------------------------------------------------------------------------------------------
