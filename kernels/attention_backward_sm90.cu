@@ -129,8 +129,8 @@ __device__ __forceinline__ void finish(const AttentionBackwardSm90Params& params
 
 constexpr int STAGES = 2;               // of everything that passes by, a power of two
 constexpr int CONSUMER_WARPS = GROUPS * WARPGROUP / 32;
-constexpr int PRODUCER_REGISTERS = 24;
-constexpr int CONSUMER_REGISTERS = 240; // 128 * 24 + 256 * 240 of 65536
+constexpr int PRODUCER_REGISTERS = 32;
+constexpr int CONSUMER_REGISTERS = 240; // 128 * 32 + 256 * 240 = 65536
 constexpr int CONSUMER_BARRIER = 1;     // named barrier of the consumers; 0 is __syncthreads
 
 template <int D>
@@ -145,7 +145,7 @@ struct Shared {
     uint64_t k_full, v_full;
     uint64_t q_full[STAGES], q_empty[STAGES];
     uint64_t d_out_full[STAGES], d_out_empty[STAGES];
-    uint64_t ds_full[STAGES];
+    uint64_t ds_full[STAGES], ds_empty[STAGES];
     uint64_t dq_full[STAGES], dq_empty[STAGES];
     uint32_t ticket;
 };
@@ -176,36 +176,47 @@ struct Work {
     __device__ uint64_t place(int n) const { return (uint64_t)joint * params.tiles + tile(n); }
 };
 
-// One thread keeps the stages full. Rows behind the end of a stream arrive as zeros and count as bytes.
+// Copies a tile of keys or values, panel by panel. Rows behind the end arrive as zeros and count as bytes.
 template <int D>
-__device__ __forceinline__ void produce(Shared<D>& shared, const Maps& maps, const Work& work) {
-    const int head = work.joint % work.params.of.heads;
-    const int sample = work.joint / work.params.of.heads;
-    const auto copy_keys = [&](bf16* to, const CUtensorMap* map, uint64_t* full) {
-        mbar_arrive_expect_tx(full, KEYS * D * sizeof(bf16));
+__device__ __forceinline__ void copy_keys(bf16* to, const CUtensorMap* map, uint64_t* full, const Work& work) {
+    mbar_arrive_expect_tx(full, KEYS * D * sizeof(bf16));
 #pragma unroll
-        for (int panel = 0; panel < D / PANEL; panel++) {
-            tma_load_3d(to + panel * KEYS * PANEL, map, full, panel * PANEL, work.first_key(), work.joint);
-        }
-    };
-    copy_keys(shared.k, maps.k, &shared.k_full);
-    for (int n = 0; n < work.steps(); n++) {
+    for (int panel = 0; panel < D / PANEL; panel++) {
+        tma_load_3d(to + panel * KEYS * PANEL, map, full, panel * PANEL, work.first_key(), work.joint);
+    }
+}
+
+// One thread copies the keys and keeps the stages of queries full, another the values and those of upstream gradients.
+template <int D>
+__device__ __forceinline__ void produce_queries(Shared<D>& shared, const Maps& maps, const Work& work) {
+    copy_keys<D>(shared.k, maps.k, &shared.k_full, work);
+    const Statistics* statistics = at<const Statistics>(work.params.of.statistics) + work.place(0);
+    for (int n = 0; n < work.steps(); n++, statistics++) {
         const int stage = stage_of(n);
-        const QueryTile queries(work.params, work.tile(n));
         // A stage is free once all consumers left it; in the first round the other phase counts as completed.
         mbar_wait(&shared.q_empty[stage], phase_of(n) ^ 1);
         mbar_arrive_expect_tx(&shared.q_full[stage], QUERIES * D * sizeof(bf16) + sizeof(Statistics));
+        const int joint = QueryTile(work.params, work.tile(n)).joint;
 #pragma unroll
         for (int panel = 0; panel < D / PANEL; panel++) {
             bf16* to = shared.q[stage] + panel * QUERIES * PANEL;
-            tma_load_3d(to, maps.q, &shared.q_full[stage], panel * PANEL, queries.joint, work.joint);
+            tma_load_3d(to, maps.q, &shared.q_full[stage], panel * PANEL, joint, work.joint);
         }
-        bulk_load(&shared.statistics[stage], at<const Statistics>(work.params.of.statistics) + work.place(n), sizeof(Statistics),
-                  &shared.q_full[stage]);
-        if (n == 0) copy_keys(shared.v, maps.v, &shared.v_full);
-        // Likewise.
+        bulk_load(&shared.statistics[stage], statistics, sizeof(Statistics), &shared.q_full[stage]);
+    }
+}
+
+template <int D>
+__device__ __forceinline__ void produce_upstream(Shared<D>& shared, const Maps& maps, const Work& work) {
+    const int head = work.joint % work.params.of.heads;
+    const int sample = work.joint / work.params.of.heads;
+    copy_keys<D>(shared.v, maps.v, &shared.v_full, work);
+    for (int n = 0; n < work.steps(); n++) {
+        const int stage = stage_of(n);
+        // As above.
         mbar_wait(&shared.d_out_empty[stage], phase_of(n) ^ 1);
         mbar_arrive_expect_tx(&shared.d_out_full[stage], QUERIES * D * sizeof(bf16));
+        const QueryTile queries(work.params, work.tile(n));
         const CUtensorMap* map = queries.text ? maps.d_out_text : maps.d_out_image;
 #pragma unroll
         for (int panel = 0; panel < D / PANEL; panel++) {
@@ -285,6 +296,7 @@ __device__ __forceinline__ void queue_dq(float (&dq)[PANEL / 2], const bf16* ds,
         const uint64_t right = desc_sw128(k_panel + key * PANEL, 16, 1024);
         wgmma_ss<1, 1>(dq, left, right, key > 0);
     }
+    wgmma_commit();
 }
 
 // This warp has arrived at a barrier: done with a stage, or with filling one.
@@ -301,12 +313,16 @@ __device__ __forceinline__ void arrive_written(uint64_t* barrier) {
 
 template <int D>
 __device__ __forceinline__ void consume(Shared<D>& shared, const Work& work) {
+    // Whether dV runs while dS is worked out. At head_dim 128 there are no registers for it.
+    constexpr bool EARLY_DV = D == 64;
     const AttentionBackwardParams& params = work.params.of;
-    const int group = threadIdx.x / WARPGROUP - 1;
+    // The same in all lanes, and the compiler knows it: only so may products depend on it.
+    const int group = __shfl_sync(0xffffffffu, threadIdx.x / WARPGROUP - 1, 0);
     const int warp = threadIdx.x % WARPGROUP / 32;
     const int group_row = group * GROUP_KEYS;               // of the block's keys
     const int strip_first = group_row + warp * STRIP_ROWS;
     const int dq_panel = D / PANEL == GROUPS ? group : 0;
+    const bf16* dq_k = shared.k + dq_panel * KEYS * PANEL;
     const bf16* k = shared.k + group_row * PANEL;
     const bf16* v = shared.v + group_row * PANEL;
     const int steps = work.steps();
@@ -319,20 +335,13 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const Work& work) {
     uint32_t p_words[QUERIES / 4], ds_words[QUERIES / 4];   // in bf16
     float dq[PANEL / 2];                    // [queries, 64]
 
-    // Queues dQ of the step before `n`, once both warpgroups have stored its dS.
-    const auto queue_dq_before = [&](int n) {
-        // Awaited by those as well that have no part in it: after this the other warpgroup is done with the stage of dS that
-        // step n overwrites, since it waited for its product before it stored the one that is awaited here.
-        mbar_wait(&shared.ds_full[stage_of(n - 1)], phase_of(n - 1));
-        if (takes_dq<D>(n - 1, group)) queue_dq(dq, shared.ds[stage_of(n - 1)], shared.k + dq_panel * KEYS * PANEL);
-        wgmma_commit();
-    };
-    // Hands the complete dQ of the step before `n` to the thread that adds it up.
-    const auto store_dq_before = [&](int n) {
-        if (!takes_dq<D>(n - 1, group)) return;
-        const int stage = stage_of(n - 1);
+    // Hands the complete dQ of a step to the thread that adds it up.
+    const auto store_dq_of = [&](int n) {
+        if (!takes_dq<D>(n, group)) return;
+        const int stage = stage_of(n);
+        arrive(&shared.ds_empty[stage]);
         // The copy engine has read what was there before.
-        mbar_wait(&shared.dq_empty[stage], phase_of(n - 1) ^ 1);
+        mbar_wait(&shared.dq_empty[stage], phase_of(n) ^ 1);
         float4* to = reinterpret_cast<float4*>(shared.dq[stage] + dq_panel * QUERIES * PANEL) + threadIdx.x % WARPGROUP;
 #pragma unroll
         for (int i = 0; i < SUM_VECTORS; i++) {
@@ -345,19 +354,11 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const Work& work) {
     mbar_wait(&shared.q_full[0], 0);
     queue_scores<D>(p, k, shared.q[0]);
     mbar_wait(&shared.v_full, 0);
+    wgmma_wait<0>();
+    wgmma_done(p);
     for (int n = 0; n < steps; n++) {
         const int stage = stage_of(n);
         const Statistics& statistics = shared.statistics[stage];
-        if (n > 0) {
-            queue_dq_before(n);
-            // The scores are complete, and before them dV and dK of the last step; dQ may still run.
-            wgmma_wait<1>();
-            wgmma_done(dk);
-            arrive(&shared.q_empty[stage_of(n - 1)]);
-        } else {
-            wgmma_wait<0>();
-        }
-        wgmma_done(p);
 #pragma unroll
         for (int i = 0; i < QUERIES / 2; i += 4) {
             const float2 lse = *reinterpret_cast<const float2*>(&statistics.lse[strip_column(i)]);
@@ -366,19 +367,13 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const Work& work) {
             p[i + 2] = ex2(fmaf(p[i + 2], scale, -lse.x));
             p[i + 3] = ex2(fmaf(p[i + 3], scale, -lse.y));
         }
+        pack_strip(p_words, p);
         // Upstream gradients have arrived.
         mbar_wait(&shared.d_out_full[stage], phase_of(n));
-        // dQ is complete.
-        wgmma_wait<0>();
-        if (n > 0) {
-            wgmma_done(dq);
-            store_dq_before(n);
-        }
-        pack_strip(p_words, p);
         queue_scores<D>(ds, v, shared.d_out[stage]);
-        queue_sums<D>(dv, p_words, shared.d_out[stage]);
+        if constexpr (EARLY_DV) queue_sums<D>(dv, p_words, shared.d_out[stage]);
         // dP is complete, dV may still run.
-        wgmma_wait<1>();
+        wgmma_wait<EARLY_DV ? 1 : 0>();
         wgmma_done(ds);
 #pragma unroll
         for (int i = 0; i < QUERIES / 2; i += 4) {
@@ -396,33 +391,42 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const Work& work) {
                 if (strip_first + strip_row(i % 2) >= left) ds_words[i] = 0;
             }
         }
-        bf16* ds_tile = shared.ds[stage];
+        // All products with what was there before are complete.
+        mbar_wait(&shared.ds_empty[stage], phase_of(n) ^ 1);
 #pragma unroll
         for (int i = 0; i < QUERIES / 4; i++) {
             const int place = swizzled<QUERIES>(strip_first + strip_row(i % 2), i / 2) + lane_id() % 4 * 2;
-            *reinterpret_cast<uint32_t*>(ds_tile + place) = ds_words[i];
+            *reinterpret_cast<uint32_t*>(shared.ds[stage] + place) = ds_words[i];
         }
         arrive_written(&shared.ds_full[stage]);
+        if constexpr (!EARLY_DV) queue_sums<D>(dv, p_words, shared.d_out[stage]);
         queue_sums<D>(dk, ds_words, shared.q[stage]);
-        if (n + 1 < steps) {
-            // The next queries have arrived.
-            mbar_wait(&shared.q_full[stage_of(n + 1)], phase_of(n + 1));
-            queue_scores<D>(p, k, shared.q[stage_of(n + 1)]);
-            // dV is complete; dK and the next scores may still run.
-            wgmma_wait<2>();
-        } else {
-            // dV is complete.
-            wgmma_wait<1>();
-        }
+        // dV is complete; dK may still run.
+        wgmma_wait<1>();
         wgmma_done(dv);
         arrive(&shared.d_out_empty[stage]);
+        // Both warpgroups have stored dS of the last step.
+        if (n > 0) mbar_wait(&shared.ds_full[stage_of(n - 1)], phase_of(n - 1));
+        if (takes_dq<D>(n + 1, group)) queue_dq(dq, shared.ds[stage_of(n + 1)], dq_k);
+        // The next queries have arrived.
+        if (n + 1 < steps) mbar_wait(&shared.q_full[stage_of(n + 1)], phase_of(n + 1));
+        queue_scores<D>(p, k, shared.q[stage_of(n + 1)]);
+        // dK and dQ are complete; the scores may still run.
+        wgmma_wait<1>();
+        wgmma_done(dk);
+        wgmma_done(dq);
+        arrive(&shared.q_empty[stage]);
+        if (n > 0) store_dq_of(n - 1);
+        // The scores are complete.
+        wgmma_wait<0>();
+        wgmma_done(p);
     }
-    queue_dq_before(steps);
-    // dK and dQ are complete.
+    mbar_wait(&shared.ds_full[stage_of(steps - 1)], phase_of(steps - 1));
+    queue_dq(dq, shared.ds[stage_of(steps - 1)], dq_k);
+    // dQ is complete.
     wgmma_wait<0>();
-    wgmma_done(dk);
     wgmma_done(dq);
-    store_dq_before(steps);
+    store_dq_of(steps - 1);
 
     // Keys and values make room for staging: the products of all consumers have read them.
     named_bar_sync(CONSUMER_BARRIER, GROUPS * WARPGROUP);
@@ -455,6 +459,7 @@ __device__ __forceinline__ void backward(const Maps& maps, const AttentionBackwa
             mbar_init(&shared.d_out_full[stage], 1);
             mbar_init(&shared.d_out_empty[stage], CONSUMER_WARPS);
             mbar_init(&shared.ds_full[stage], CONSUMER_WARPS);
+            mbar_init(&shared.ds_empty[stage], DQ_WARPS);
             mbar_init(&shared.dq_full[stage], DQ_WARPS);
             mbar_init(&shared.dq_empty[stage], 1);
         }
@@ -467,8 +472,9 @@ __device__ __forceinline__ void backward(const Maps& maps, const AttentionBackwa
     const int warp = threadIdx.x / 32;
     if (warp < WARPGROUP / 32) {
         reg_dealloc<PRODUCER_REGISTERS>();
-        if (warp == 0 && elect_one()) produce<D>(shared, maps, work);
-        if (warp >= 1 && warp <= STAGES && elect_one()) add_dq<D>(shared, work, warp - 1);
+        if (warp == 0 && elect_one()) produce_queries<D>(shared, maps, work);
+        if (warp == 1 && elect_one()) produce_upstream<D>(shared, maps, work);
+        if (warp >= 2 && elect_one()) add_dq<D>(shared, work, warp - 2);
     } else {
         reg_alloc<CONSUMER_REGISTERS>();
         consume<D>(shared, work);
