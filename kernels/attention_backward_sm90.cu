@@ -260,19 +260,40 @@ __device__ __forceinline__ void add_dq(Shared<D>& shared, const Work& work, int 
     }
 }
 
-// Queues scores = rows columns^T, 64 rows of a tile of KEYS by a tile of QUERIES, both with D running along memory.
+// The 64 rows of keys or values that a warpgroup multiplies from the left in every step: at head_dim 64 in registers, which
+// spares shared memory a third of the reads for scores and dP; at 128 there is no room.
 template <int D>
-__device__ __forceinline__ void queue_scores(float (&scores)[QUERIES / 2], const bf16* rows, const bf16* columns) {
-    wgmma_fence();
+struct LeftRows {
+    static constexpr bool IN_REGISTERS = D == 64;
+    const bf16* rows;                                   // in panels [KEYS, 64]
+    uint32_t words[IN_REGISTERS ? D / 16 : 1][4];
+
+    // The rows have arrived.
+    __device__ __forceinline__ void load() {
+        if constexpr (IN_REGISTERS) {
+            const int row = threadIdx.x % WARPGROUP / 32 * STRIP_ROWS + lane_id() % 16;
 #pragma unroll
-    for (int d = 0; d < D; d += 16) {
-        const int panel = d / PANEL;
-        const uint64_t left = desc_sw128(rows + panel * KEYS * PANEL + d % PANEL, 16, 1024);
-        const uint64_t right = desc_sw128(columns + panel * QUERIES * PANEL + d % PANEL, 16, 1024);
-        wgmma_ss<0, 0>(scores, left, right, d > 0);
+            for (int d = 0; d < D; d += 16) ldmatrix_x4(words[d / 16], rows + swizzled<PANEL>(row, d / 8 + lane_id() / 16));
+        }
     }
-    wgmma_commit();
-}
+
+    // Queues scores = rows columns^T for a tile of QUERIES, both with D running along memory.
+    __device__ __forceinline__ void queue(float (&scores)[QUERIES / 2], const bf16* columns) const {
+        wgmma_fence();
+#pragma unroll
+        for (int d = 0; d < D; d += 16) {
+            const int panel = d / PANEL;
+            const uint64_t right = desc_sw128(columns + panel * QUERIES * PANEL + d % PANEL, 16, 1024);
+            if constexpr (IN_REGISTERS) {
+                wgmma_rs<0>(scores, words[d / 16], right, d > 0);
+            } else {
+                const uint64_t left = desc_sw128(rows + panel * KEYS * PANEL + d % PANEL, 16, 1024);
+                wgmma_ss<0, 0>(scores, left, right, d > 0);
+            }
+        }
+        wgmma_commit();
+    }
+};
 
 // Queues sums += strip rows for a tile of queries or upstream gradients, in which D runs along memory and the sum across it.
 template <int D>
@@ -323,8 +344,7 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const Work& work) {
     const int strip_first = group_row + warp * STRIP_ROWS;
     const int dq_panel = D / PANEL == GROUPS ? group : 0;
     const bf16* dq_k = shared.k + dq_panel * KEYS * PANEL;
-    const bf16* k = shared.k + group_row * PANEL;
-    const bf16* v = shared.v + group_row * PANEL;
+    LeftRows<D> k{shared.k + group_row * PANEL, {}}, v{shared.v + group_row * PANEL, {}};
     const int steps = work.steps();
     const int left = (int)params.keys - work.first_key();   // keys of the block that exist
     const float scale = params.scale * LOG2_E;
@@ -352,13 +372,18 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const Work& work) {
 
     mbar_wait(&shared.k_full, 0);
     mbar_wait(&shared.q_full[0], 0);
-    queue_scores<D>(p, k, shared.q[0]);
+    k.load();
+    k.queue(p, shared.q[0]);
     mbar_wait(&shared.v_full, 0);
+    v.load();
     wgmma_wait<0>();
     wgmma_done(p);
     for (int n = 0; n < steps; n++) {
         const int stage = stage_of(n);
         const Statistics& statistics = shared.statistics[stage];
+        // Upstream gradients have arrived.
+        mbar_wait(&shared.d_out_full[stage], phase_of(n));
+        v.queue(ds, shared.d_out[stage]);
 #pragma unroll
         for (int i = 0; i < QUERIES / 2; i += 4) {
             const float2 lse = *reinterpret_cast<const float2*>(&statistics.lse[strip_column(i)]);
@@ -368,9 +393,6 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const Work& work) {
             p[i + 3] = ex2(fmaf(p[i + 3], scale, -lse.y));
         }
         pack_strip(p_words, p);
-        // Upstream gradients have arrived.
-        mbar_wait(&shared.d_out_full[stage], phase_of(n));
-        queue_scores<D>(ds, v, shared.d_out[stage]);
         if constexpr (EARLY_DV) queue_sums<D>(dv, p_words, shared.d_out[stage]);
         // dP is complete, dV may still run.
         wgmma_wait<EARLY_DV ? 1 : 0>();
@@ -410,7 +432,7 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const Work& work) {
         if (takes_dq<D>(n + 1, group)) queue_dq(dq, shared.ds[stage_of(n + 1)], dq_k);
         // The next queries have arrived.
         if (n + 1 < steps) mbar_wait(&shared.q_full[stage_of(n + 1)], phase_of(n + 1));
-        queue_scores<D>(p, k, shared.q[stage_of(n + 1)]);
+        k.queue(p, shared.q[stage_of(n + 1)]);
         // dK and dQ are complete; the scores may still run.
         wgmma_wait<1>();
         wgmma_done(dk);
