@@ -53,6 +53,9 @@ struct Options {
     /// Join two results into one report, and print its table.
     #[arg(long, num_args = 3, value_names = ["OURS", "PYTORCH", "FILE"])]
     join: Option<Vec<PathBuf>>,
+    /// Let sums over blocks be added up in any order where that is faster; results then differ from run to run.
+    #[arg(long)]
+    unordered: bool,
     /// Ordinal of the GPU.
     #[arg(long, default_value_t = 0)]
     gpu: usize,
