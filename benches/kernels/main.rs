@@ -238,7 +238,8 @@ fn main() {
         Ok(b) => b,
         Err(cause) => {
             println!("kernels: nothing was measured, there is no GPU: {cause}");
-            return;
+            // Without a file to write, as in a plain `cargo bench`, that is no mistake.
+            std::process::exit(if options.json.is_some() { 2 } else { 0 });
         }
     };
     if options.dry || options.json.is_some() {

@@ -22,17 +22,13 @@ const BETWEEN_GRADIENTS: f32 = -3.0;
 pub struct Lab<'a, B: Backend> {
     /// The backend.
     pub b: &'a B,
+    /// Elements behind the end of its buffers.
+    spare: usize,
 }
 
 /// Behind an input: a not-a-number with other bits than [`f32::NAN`], which stands behind an output and in it. An operation
 /// that runs over both ends carries the one over to the other.
 const BEHIND_INPUT: f32 = f32::from_bits(0x7fd0_0000);
-
-fn with_spare(values: &[f32], spare: f32) -> Vec<f32> {
-    let mut all = values.to_vec();
-    all.resize(values.len() + SPARE, spare);
-    all
-}
 
 fn without_spare(mut all: Vec<f32>, len: usize) -> Vec<f32> {
     let untouched = |v: &f32| v.is_nan() && v.to_bits() == all[all.len() - 1].to_bits();
@@ -44,7 +40,19 @@ fn without_spare(mut all: Vec<f32>, len: usize) -> Vec<f32> {
 impl<'a, B: Backend> Lab<'a, B> {
     /// A lab on `b`.
     pub fn new(b: &'a B) -> Self {
-        Self { b }
+        Self { b, spare: SPARE }
+    }
+
+    /// A lab whose buffers end where their values do: what reads behind them leaves its allocation, which the emulator
+    /// refuses even where nothing comes of what was read.
+    pub fn tight(b: &'a B) -> Self {
+        Self { b, spare: 0 }
+    }
+
+    fn with_spare(&self, values: &[f32], spare: f32) -> Vec<f32> {
+        let mut all = values.to_vec();
+        all.resize(values.len() + self.spare, spare);
+        all
     }
 
     /// An input in the compute type.
@@ -53,8 +61,8 @@ impl<'a, B: Backend> Lab<'a, B> {
     }
 
     fn data_before(&self, values: &[f32], spare: f32) -> B::Data {
-        let mut buffer = self.b.alloc_data(values.len() + SPARE).unwrap();
-        self.b.upload_data(&with_spare(values, spare), buffer.all_mut());
+        let mut buffer = self.b.alloc_data(values.len() + self.spare).unwrap();
+        self.b.upload_data(&self.with_spare(values, spare), buffer.all_mut());
         buffer
     }
 
@@ -64,8 +72,8 @@ impl<'a, B: Backend> Lab<'a, B> {
     }
 
     fn stat_before(&self, values: &[f32], spare: f32) -> B::Stat {
-        let mut buffer = self.b.alloc_stat(values.len() + SPARE).unwrap();
-        self.b.upload_stat(&with_spare(values, spare), buffer.all_mut());
+        let mut buffer = self.b.alloc_stat(values.len() + self.spare).unwrap();
+        self.b.upload_stat(&self.with_spare(values, spare), buffer.all_mut());
         buffer
     }
 

@@ -7,7 +7,15 @@ use super::on_every_backend;
 use crate::golden::{Golden, Tolerance, cases, close};
 use crate::lab::{Lab, normals, same_bits};
 
-on_every_backend!(adaln, layer_norm, more_tokens_than_one_task, every_width_and_mixture, rows_that_begin_anywhere, sums_in_a_fixed_order,);
+on_every_backend!(
+    adaln,
+    layer_norm,
+    more_tokens_than_one_task,
+    every_width_and_mixture,
+    rows_that_begin_anywhere,
+    sums_in_a_fixed_order,
+    nothing_behind_the_end,
+);
 
 /// Columns of the modulation table that no chunk uses.
 const PADDING: usize = 3;
@@ -279,6 +287,22 @@ fn sums_in_a_fixed_order<B: Backend>(b: &B, _: Tolerance) {
         let [first, second] = [(); 2].map(|()| backward(&lab, &p, &kept, Upstream::Residual, false).d_table);
         let bits = |table: &[f32]| table.iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
         assert_eq!(bits(&first), bits(&second), "hidden {hidden}");
+    }
+}
+
+/// Buffers that end with their last value give what roomier ones give.
+fn nothing_behind_the_end<B: Backend>(b: &B, _: Tolerance) {
+    for (hidden, outputs, frozen) in [(72, 2, false), (72, 1, false), (72, 1, true), (100, 2, false)] {
+        let p = Problem::random([2, 5, hidden], 1, outputs, 8);
+        let run = |lab: &Lab<'_, B>| {
+            let kept = forward(lab, &p);
+            let given = backward(lab, &p, &kept, Upstream::Residual, frozen);
+            (lab.read(&kept.x_out, p.len()), given.dx, given.d_table)
+        };
+        let (tight, roomy) = (run(&Lab::tight(b)), run(&Lab::new(b)));
+        same_bits("x_out", &tight.0, &roomy.0);
+        same_bits("dx", &tight.1, &roomy.1);
+        same_bits("d_table", &tight.2, &roomy.2);
     }
 }
 

@@ -6,7 +6,7 @@ use super::on_every_backend;
 use crate::golden::{Tolerance, cases, close};
 use crate::lab::{Arena, Lab, normals, same_bits};
 
-on_every_backend!(linear, accumulates, every_size_class, gelu_gradient_of_the_layer_above);
+on_every_backend!(linear, accumulates, every_size_class, gelu_gradient_of_the_layer_above, nothing_behind_the_end);
 
 fn linear<B: Backend>(b: &B, tolerance: Tolerance) {
     let lab = Lab::new(b);
@@ -185,5 +185,18 @@ fn every_size_class<B: Backend>(b: &B, tolerance: Tolerance) {
         let mut again = arena.gradients(&lab);
         b.linear_backward_weight(&mut again, &linear, rows, (&x_).into(), (&d_y_).into());
         same_bits(&what("second run"), &arena.added(&lab, &again).concat(), &added.concat());
+    }
+}
+
+/// Buffers that end with their last value give what roomier ones give.
+fn nothing_behind_the_end<B: Backend>(b: &B, _: Tolerance) {
+    for case in [Case::new((3, 16, 8), true), Case::new((601, 24, 130), false)] {
+        let run = |lab: &Lab<'_, B>| {
+            let mut grads = case.arena.gradients(lab);
+            let (x, d_y) = (lab.data(&case.x), lab.data(&case.d_y));
+            b.linear_backward_weight(&mut grads, &case.linear, case.rows, (&x).into(), (&d_y).into());
+            case.arena.added(lab, &grads).concat()
+        };
+        same_bits(&case.name("gradients"), &run(&Lab::tight(b)), &run(&Lab::new(b)));
     }
 }

@@ -9,7 +9,14 @@ use super::on_every_backend;
 use crate::golden::{Golden, Tolerance, cases};
 use crate::lab::{Lab, behind, from, same_bits};
 
-on_every_backend!(normals, normals_at_every_offset, timesteps, times_of_many_samples, normals_do_not_depend_on_the_micro_batch);
+on_every_backend!(
+    normals,
+    normals_at_every_offset,
+    timesteps,
+    times_of_many_samples,
+    edges_of_probabilities,
+    normals_do_not_depend_on_the_micro_batch
+);
 
 /// The rows of the case: seed, step, stream, first element.
 fn rows(case: &Golden) -> Vec<(u64, u32, u32, u64)> {
@@ -116,6 +123,29 @@ fn timesteps<B: Backend>(b: &B, tolerance: Tolerance) {
             }
         }
     }
+}
+
+/// A time belongs to the draws below its cumulative probability, not to the one that meets it; and where no probability is
+/// left above a draw, the last time that has one is taken, not a later one that cannot be drawn.
+fn edges_of_probabilities<B: Backend>(b: &B, _: Tolerance) {
+    let lab = Lab::new(b);
+    let mut step = b.alloc_step().unwrap();
+    b.upload_step(&StepValues { seed: 3, step: 1, first_sample: 0, lr: [0.0; 2] }, &mut step);
+    let draw = |distribution: &TimestepDistribution| {
+        let mut t = lab.blank_stat(1);
+        b.timesteps(&step, 2, distribution, t.part_mut(0..1));
+        lab.read_stat(&t, 1)[0]
+    };
+    let u = draw(&TimestepDistribution::Uniform);
+    let discrete = |probs: [f32; 2]| TimestepDistribution::Discrete {
+        values: vec![0.25, 0.75],
+        probs: probs.to_vec(),
+        warmup_probs: Vec::new(),
+        warmup_steps: 0,
+    };
+    assert_eq!(draw(&discrete([u, 1.0 - u])), 0.75, "a draw that meets the first probability");
+    assert_eq!(draw(&discrete([u.next_up(), 1.0 - u])), 0.25, "a draw just below the first probability");
+    assert_eq!(draw(&discrete([u, 0.0])), 0.25, "a draw above all probabilities");
 }
 
 /// More samples than a block of threads, before, at and after the end of the warm-up, with as many times as there may be.

@@ -88,6 +88,9 @@ struct Results {
     rstd: Vec<f32>,
     d_qkv: Vec<f32>,
     d_weights: Vec<Vec<f32>>,
+    /// The gradient of the rows without that of the weights, and where no query asks.
+    d_qkv_frozen: Vec<f32>,
+    d_qkv_unasked: Vec<f32>,
 }
 
 /// Runs a stream whose rows begin at element `skip`. The backward starts from `rstd` where it is given.
@@ -108,16 +111,23 @@ fn run<B: Backend>(lab: &Lab<'_, B>, shape: &QkNormShape, skip: usize, rstd: Opt
         kept = lab.stat(rstd);
     }
     let d_joint = [4, 5, 6].map(|stream| lab.data(&normals(31, stream, joint, 1.0, 0.0)));
-    let mut d_qkv = lab.blank_data(skip + rows);
-    let view = d_qkv.part_mut(skip..skip + rows);
     let [d_q, d_k, d_v] = &d_joint;
-    lab.b.qk_norm_backward(&params, Some(&mut grads), &shape, true, qkv.part(skip..skip + rows), &kept, [d_q, d_k, d_v], view);
-    let d_qkv = lab.read(&d_qkv, skip + rows);
-    assert!(d_qkv[..skip].iter().all(|v| v.is_nan()), "something was written before the first row");
+    let unknown = lab.blank_data(joint);
+    let backward = |grads: Option<&mut B::Stat>, queries: bool| {
+        let d_q = if queries { d_q } else { &unknown };
+        let mut d_qkv = lab.blank_data(skip + rows);
+        let view = d_qkv.part_mut(skip..skip + rows);
+        lab.b.qk_norm_backward(&params, grads, &shape, queries, qkv.part(skip..skip + rows), &kept, [d_q, d_k, d_v], view);
+        let mut d_qkv = lab.read(&d_qkv, skip + rows);
+        assert!(d_qkv[..skip].iter().all(|v| v.is_nan()), "something was written before the first row");
+        d_qkv.split_off(skip)
+    };
     Results {
-        joint: [q, k, v].iter().flat_map(|buffer| lab.read(buffer, joint)).collect(),
+        joint: [&q, &k, &v].into_iter().flat_map(|buffer| lab.read(buffer, joint)).collect(),
         rstd: statistics,
-        d_qkv: d_qkv[skip..].to_vec(),
+        d_qkv: backward(Some(&mut grads), true),
+        d_qkv_frozen: backward(None, true),
+        d_qkv_unasked: backward(None, false),
         d_weights: arena.added(lab, &grads),
     }
 }
@@ -150,6 +160,8 @@ fn every_width_of_heads<B: Backend>(b: &B, tolerance: Tolerance) {
             let written = |values: &[f32]| -> Vec<f32> { values.iter().copied().filter(|v| !v.is_nan()).collect() };
             let places = |values: &[f32]| values.iter().map(|v| v.is_nan()).collect::<Vec<bool>>();
             assert_eq!(places(&got.joint), places(&wanted.joint), "{}", what("places in the joint buffers"));
+            same_bits(&what("frozen"), &got.d_qkv_frozen, &got.d_qkv);
+            keys_only(heads * head_dim, &got.d_qkv, &got.d_qkv_unasked);
             if norm.is_none() {
                 same_bits(&what("copies"), &written(&got.joint), &written(&wanted.joint));
                 same_bits(&what("copied gradients"), &got.d_qkv, &wanted.d_qkv);
