@@ -15,9 +15,9 @@
 // copy engine.
 //
 // Floors, per score (D = 64; 128): 640; 1280 FLOPs, 5/32; 5/16 of a cycle of a multiprocessor's tensor cores. One
-// exponential, 1/16. Shared memory 24; 45 bytes, 3/16; 23/64: scores and dP 8; 16 (both operands), dV and dK 4; 8 (one is in
-// registers), dQ 4; 8, dS 2; 2, dq 4; 8, copies in 2; 4. So it is bound by shared memory, the tensor cores next. Global
-// memory takes dq's additions, 4 D / 128 = 2; 4 bytes, in L2.
+// exponential, 1/16. Shared memory 20; 46 bytes, 5/32; 23/64: scores and dP 4; 16 (keys and values in registers; in shared
+// memory as well), dV and dK 4; 8, dQ 4; 8, dS 2; 2, dq 4; 8, copies in 2; 4. So tensor cores and shared memory are level at
+// 64, and at 128 shared memory comes first. Global memory takes dq's additions, 4 D / 128 = 2; 4 bytes, in L2.
 //
 // Order and progress. Floating-point additions do not commute, so with `ordered` a tile's sum takes the blocks of keys in
 // order: the flag of a tile counts those that have added to it. Blocks take their work by a ticket, of all heads the first
