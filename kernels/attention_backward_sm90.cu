@@ -151,8 +151,8 @@ struct Shared {
 };
 
 // Stage of step n, and the parity of its phase: of the first STAGES steps 0, of the next 1.
-__device__ __forceinline__ int stage_of(int n) { return n % STAGES; }
-__device__ __forceinline__ uint32_t phase_of(int n) { return n / STAGES % 2; }
+__device__ __forceinline__ int stage_of(uint32_t n) { return n % STAGES; }
+__device__ __forceinline__ uint32_t phase_of(uint32_t n) { return n / STAGES % 2; }
 
 // Whose dQ a step is: at head_dim 64 the warpgroups take turns, at 128 each takes a panel.
 template <int D>
@@ -266,7 +266,10 @@ template <int D>
 struct LeftRows {
     static constexpr bool IN_REGISTERS = D == 64;
     const bf16* rows;                                   // in panels [KEYS, 64]
+    uint64_t descriptor;
     uint32_t words[IN_REGISTERS ? D / 16 : 1][4];
+
+    __device__ explicit LeftRows(const bf16* rows) : rows(rows), descriptor(desc_sw128(rows, 16, 1024)) {}
 
     // The rows have arrived.
     __device__ __forceinline__ void load() {
@@ -278,16 +281,16 @@ struct LeftRows {
     }
 
     // Queues scores = rows columns^T for a tile of QUERIES, both with D running along memory.
-    __device__ __forceinline__ void queue(float (&scores)[QUERIES / 2], const bf16* columns) const {
+    __device__ __forceinline__ void queue(float (&scores)[QUERIES / 2], uint64_t columns) const {
         wgmma_fence();
 #pragma unroll
         for (int d = 0; d < D; d += 16) {
             const int panel = d / PANEL;
-            const uint64_t right = desc_sw128(columns + panel * QUERIES * PANEL + d % PANEL, 16, 1024);
+            const uint64_t right = desc_advance(columns, (panel * QUERIES * PANEL + d % PANEL) * sizeof(bf16));
             if constexpr (IN_REGISTERS) {
                 wgmma_rs<0>(scores, words[d / 16], right, d > 0);
             } else {
-                const uint64_t left = desc_sw128(rows + panel * KEYS * PANEL + d % PANEL, 16, 1024);
+                const uint64_t left = desc_advance(descriptor, (panel * KEYS * PANEL + d % PANEL) * sizeof(bf16));
                 wgmma_ss<0, 0>(scores, left, right, d > 0);
             }
         }
@@ -297,25 +300,23 @@ struct LeftRows {
 
 // Queues sums += strip rows for a tile of queries or upstream gradients, in which D runs along memory and the sum across it.
 template <int D>
-__device__ __forceinline__ void queue_sums(float (&sums)[D / 2], const uint32_t (&strip)[QUERIES / 4], const bf16* rows) {
+__device__ __forceinline__ void queue_sums(float (&sums)[D / 2], const uint32_t (&strip)[QUERIES / 4], uint64_t rows) {
     wgmma_fence();
 #pragma unroll
     for (int query = 0; query < QUERIES; query += 16) {
         const uint32_t left[4] = {strip[query / 4], strip[query / 4 + 1], strip[query / 4 + 2], strip[query / 4 + 3]};
-        const uint64_t right = desc_sw128(rows + query * PANEL, QUERIES * PANEL * sizeof(bf16), 1024);
-        wgmma_rs<1>(sums, left, right, true);
+        wgmma_rs<1>(sums, left, desc_advance(rows, query * PANEL * sizeof(bf16)), true);
     }
     wgmma_commit();
 }
 
 // Queues a panel of dq = ds k: both operands' rows run across memory, queries along that of dS.
-__device__ __forceinline__ void queue_dq(float (&dq)[PANEL / 2], const bf16* ds, const bf16* k_panel) {
+__device__ __forceinline__ void queue_dq(float (&dq)[PANEL / 2], uint64_t ds, uint64_t k_panel) {
     wgmma_fence();
 #pragma unroll
     for (int key = 0; key < KEYS; key += 16) {
-        const uint64_t left = desc_sw128(ds + key * QUERIES, 16, 1024);
-        const uint64_t right = desc_sw128(k_panel + key * PANEL, 16, 1024);
-        wgmma_ss<1, 1>(dq, left, right, key > 0);
+        const uint64_t left = desc_advance(ds, key * QUERIES * sizeof(bf16));
+        wgmma_ss<1, 1>(dq, left, desc_advance(k_panel, key * PANEL * sizeof(bf16)), key > 0);
     }
     wgmma_commit();
 }
@@ -343,8 +344,16 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const Work& work) {
     const int group_row = group * GROUP_KEYS;               // of the block's keys
     const int strip_first = group_row + warp * STRIP_ROWS;
     const int dq_panel = D / PANEL == GROUPS ? group : 0;
-    const bf16* dq_k = shared.k + dq_panel * KEYS * PANEL;
-    LeftRows<D> k{shared.k + group_row * PANEL, {}}, v{shared.v + group_row * PANEL, {}};
+    LeftRows<D> k(shared.k + group_row * PANEL), v(shared.v + group_row * PANEL);
+    // Right operands of products over D, of products over queries, and both of those over keys.
+    constexpr uint32_t TILE_BYTES = QUERIES * D * sizeof(bf16), PANEL_BYTES = QUERIES * PANEL * sizeof(bf16);
+    constexpr uint32_t DS_BYTES = KEYS * QUERIES * sizeof(bf16);
+    const uint64_t q_columns = desc_sw128(shared.q[0], 16, 1024), d_out_columns = desc_sw128(shared.d_out[0], 16, 1024);
+    const uint64_t q_rows = desc_sw128(shared.q[0], PANEL_BYTES, 1024), d_out_rows = desc_sw128(shared.d_out[0], PANEL_BYTES, 1024);
+    const uint64_t ds_tile = desc_sw128(shared.ds[0], 16, 1024), dq_k = desc_sw128(shared.k + dq_panel * KEYS * PANEL, 16, 1024);
+    // Where a thread's pairs of dS lie in its tile: as swizzled<QUERIES> says, that of the chunk 16 bytes times `chunk` apart
+    // differs in the same bits for all rows, and a strip's other half is 8 rows further.
+    const uint32_t ds_pair = (swizzled<QUERIES>(strip_first + strip_row(0), 0) + lane_id() % 4 * 2) * sizeof(bf16);
     const int steps = work.steps();
     const int left = (int)params.keys - work.first_key();   // keys of the block that exist
     const float scale = params.scale * LOG2_E;
@@ -373,7 +382,7 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const Work& work) {
     mbar_wait(&shared.k_full, 0);
     mbar_wait(&shared.q_full[0], 0);
     k.load();
-    k.queue(p, shared.q[0]);
+    k.queue(p, q_columns);
     mbar_wait(&shared.v_full, 0);
     v.load();
     wgmma_wait<0>();
@@ -383,7 +392,7 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const Work& work) {
         const Statistics& statistics = shared.statistics[stage];
         // Upstream gradients have arrived.
         mbar_wait(&shared.d_out_full[stage], phase_of(n));
-        v.queue(ds, shared.d_out[stage]);
+        v.queue(ds, desc_advance(d_out_columns, stage * TILE_BYTES));
 #pragma unroll
         for (int i = 0; i < QUERIES / 2; i += 4) {
             const float2 lse = *reinterpret_cast<const float2*>(&statistics.lse[strip_column(i)]);
@@ -393,9 +402,9 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const Work& work) {
             p[i + 3] = ex2(fmaf(p[i + 3], scale, -lse.y));
         }
         pack_strip(p_words, p);
-        if constexpr (EARLY_DV) queue_sums<D>(dv, p_words, shared.d_out[stage]);
+        if constexpr (EARLY_DV) queue_sums<D>(dv, p_words, desc_advance(d_out_rows, stage * TILE_BYTES));
         // dP is complete, dV may still run.
-        wgmma_wait<EARLY_DV ? 1 : 0>();
+        wgmma_wait<EARLY_DV>();
         wgmma_done(ds);
 #pragma unroll
         for (int i = 0; i < QUERIES / 2; i += 4) {
@@ -417,22 +426,22 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const Work& work) {
         mbar_wait(&shared.ds_empty[stage], phase_of(n) ^ 1);
 #pragma unroll
         for (int i = 0; i < QUERIES / 4; i++) {
-            const int place = swizzled<QUERIES>(strip_first + strip_row(i % 2), i / 2) + lane_id() % 4 * 2;
-            *reinterpret_cast<uint32_t*>(shared.ds[stage] + place) = ds_words[i];
+            const uint32_t place = (ds_pair ^ i / 2 * 16) + i % 2 * 8 * QUERIES * sizeof(bf16);
+            *reinterpret_cast<uint32_t*>(reinterpret_cast<uint8_t*>(shared.ds[stage]) + place) = ds_words[i];
         }
         arrive_written(&shared.ds_full[stage]);
-        if constexpr (!EARLY_DV) queue_sums<D>(dv, p_words, shared.d_out[stage]);
-        queue_sums<D>(dk, ds_words, shared.q[stage]);
+        if constexpr (!EARLY_DV) queue_sums<D>(dv, p_words, desc_advance(d_out_rows, stage * TILE_BYTES));
+        queue_sums<D>(dk, ds_words, desc_advance(q_rows, stage * TILE_BYTES));
         // dV is complete; dK may still run.
         wgmma_wait<1>();
         wgmma_done(dv);
         arrive(&shared.d_out_empty[stage]);
         // Both warpgroups have stored dS of the last step.
         if (n > 0) mbar_wait(&shared.ds_full[stage_of(n - 1)], phase_of(n - 1));
-        if (takes_dq<D>(n + 1, group)) queue_dq(dq, shared.ds[stage_of(n + 1)], dq_k);
+        if (takes_dq<D>(n + 1, group)) queue_dq(dq, desc_advance(ds_tile, stage_of(n + 1) * DS_BYTES), dq_k);
         // The next queries have arrived.
         if (n + 1 < steps) mbar_wait(&shared.q_full[stage_of(n + 1)], phase_of(n + 1));
-        k.queue(p, shared.q[stage_of(n + 1)]);
+        k.queue(p, desc_advance(q_columns, stage_of(n + 1) * TILE_BYTES));
         // dK and dQ are complete; the scores may still run.
         wgmma_wait<1>();
         wgmma_done(dk);
@@ -444,7 +453,7 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const Work& work) {
         wgmma_done(p);
     }
     mbar_wait(&shared.ds_full[stage_of(steps - 1)], phase_of(steps - 1));
-    queue_dq(dq, shared.ds[stage_of(steps - 1)], dq_k);
+    queue_dq(dq, desc_advance(ds_tile, stage_of(steps - 1) * DS_BYTES), dq_k);
     // dQ is complete.
     wgmma_wait<0>();
     wgmma_done(dq);
