@@ -78,7 +78,8 @@ __device__ __forceinline__ void prepare(const AttentionBackwardSm90Params& param
     if (lane == 0) {
         // Infinite lse: P of a row that is not there is 0, whatever the scores.
         Statistics& of_tile = at<Statistics>(params.of.statistics)[place];
-        of_tile.lse[row] = exists ? at<const float>(params.of.lse)[joint * params.of.keys + queries.joint + row] * LOG2_E : INFINITY;
+        const float* lse = at<const float>(params.of.lse) + joint * params.of.keys + queries.joint;
+        of_tile.lse[row] = exists ? lse[row] * LOG2_E : INFINITY;
         of_tile.delta[row] = sum;
         if (row == 0) at<uint32_t>(params.flags)[place] = 0;
         if (index == 0) *at<uint32_t>(params.ticket) = 0;
@@ -90,8 +91,9 @@ __device__ __forceinline__ void prepare(const AttentionBackwardSm90Params& param
 }
 
 // dq from its sums: 6 bytes a value. A thread takes 8 columns of two rows, which four neighbouring threads of the warpgroup
-// held. Tiles without a gradient upstream get zeros.
+// held: 4 D a tile, which whole blocks divide. Tiles without a gradient upstream get zeros.
 __device__ __forceinline__ void finish(const AttentionBackwardSm90Params& params) {
+    static_assert(4 * PANEL % ATTENTION_BACKWARD_SM90_FINISH_THREADS == 0, "no thread is behind the last tile");
     const uint32_t chunks = params.of.head_dim / 8;
     const uint64_t index = (uint64_t)blockIdx.x * ATTENTION_BACKWARD_SM90_FINISH_THREADS + threadIdx.x;
     const int chunk = index % chunks;
@@ -99,7 +101,6 @@ __device__ __forceinline__ void finish(const AttentionBackwardSm90Params& params
     const uint64_t place = index / chunks / (QUERIES / 2);
     const int tile = place % params.tiles;
     const uint64_t joint = place / params.tiles;
-    if (joint >= (uint64_t)params.of.batch * params.of.heads) return;
     const bool given = tile >= (int)params.first_tile && tile < (int)params.last_tile;
     float rows[2][8] = {};
     if (given) {
@@ -118,7 +119,8 @@ __device__ __forceinline__ void finish(const AttentionBackwardSm90Params& params
     for (int half = 0; half < 2; half++) {
         const int row = pair / 8 * STRIP_ROWS + pair % 8 + 8 * half;
         if (row >= queries.count) continue;
-        store<8>(at<bf16>(params.of.dq) + (joint * params.of.keys + queries.joint + row) * params.of.head_dim + chunk * 8, rows[half]);
+        const uint64_t token = joint * params.of.keys + queries.joint + row;
+        store<8>(at<bf16>(params.of.dq) + token * params.of.head_dim + chunk * 8, rows[half]);
     }
 }
 
@@ -129,9 +131,13 @@ __device__ __forceinline__ void finish(const AttentionBackwardSm90Params& params
 
 constexpr int STAGES = 2;               // of everything that passes by, a power of two
 constexpr int CONSUMER_WARPS = GROUPS * WARPGROUP / 32;
-constexpr int PRODUCER_REGISTERS = 32;
-constexpr int CONSUMER_REGISTERS = 240; // 128 * 32 + 256 * 240 = 65536
+constexpr int PRODUCER_REGISTERS = 24;
+constexpr int CONSUMER_REGISTERS = 240;
 constexpr int CONSUMER_BARRIER = 1;     // named barrier of the consumers; 0 is __syncthreads
+
+// A warpgroup that wants more registers waits until the block has them: the block gets no more than it began with.
+constexpr int FIRST_REGISTERS = 65536 / ATTENTION_BACKWARD_SM90_THREADS / 8 * 8;
+static_assert(PRODUCER_REGISTERS + GROUPS * CONSUMER_REGISTERS <= (1 + GROUPS) * FIRST_REGISTERS, "or it waits for ever");
 
 template <int D>
 struct Shared {
@@ -348,11 +354,14 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const Work& work) {
     // Right operands of products over D, of products over queries, and both of those over keys.
     constexpr uint32_t TILE_BYTES = QUERIES * D * sizeof(bf16), PANEL_BYTES = QUERIES * PANEL * sizeof(bf16);
     constexpr uint32_t DS_BYTES = KEYS * QUERIES * sizeof(bf16);
-    const uint64_t q_columns = desc_sw128(shared.q[0], 16, 1024), d_out_columns = desc_sw128(shared.d_out[0], 16, 1024);
-    const uint64_t q_rows = desc_sw128(shared.q[0], PANEL_BYTES, 1024), d_out_rows = desc_sw128(shared.d_out[0], PANEL_BYTES, 1024);
-    const uint64_t ds_tile = desc_sw128(shared.ds[0], 16, 1024), dq_k = desc_sw128(shared.k + dq_panel * KEYS * PANEL, 16, 1024);
-    // Where a thread's pairs of dS lie in its tile: as swizzled<QUERIES> says, that of the chunk 16 bytes times `chunk` apart
-    // differs in the same bits for all rows, and a strip's other half is 8 rows further.
+    const uint64_t q_columns = desc_sw128(shared.q[0], 16, 1024);
+    const uint64_t d_out_columns = desc_sw128(shared.d_out[0], 16, 1024);
+    const uint64_t q_rows = desc_sw128(shared.q[0], PANEL_BYTES, 1024);
+    const uint64_t d_out_rows = desc_sw128(shared.d_out[0], PANEL_BYTES, 1024);
+    const uint64_t ds_tile = desc_sw128(shared.ds[0], 16, 1024);
+    const uint64_t dq_k = desc_sw128(shared.k + dq_panel * KEYS * PANEL, 16, 1024);
+    // Where the first of a thread's pairs of dS lies in its tile. By swizzled<QUERIES>, another chunk differs from it in bits
+    // 4 to 6, by exclusive or, and the strip's other half is 8 rows further.
     const uint32_t ds_pair = (swizzled<QUERIES>(strip_first + strip_row(0), 0) + lane_id() % 4 * 2) * sizeof(bf16);
     const int steps = work.steps();
     const int left = (int)params.keys - work.first_key();   // keys of the block that exist
@@ -521,7 +530,8 @@ __device__ __forceinline__ void backward(const Maps& maps, const AttentionBackwa
 
 // ---- entry points ---------------------------------------------------------------------------------------------------
 
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS) attention_backward_sm90_prepare(AttentionBackwardSm90Params params) {
+extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
+    attention_backward_sm90_prepare(AttentionBackwardSm90Params params) {
     prepare(params);
 }
 LADD_KERNEL(attention_backward_sm90_prepare)
