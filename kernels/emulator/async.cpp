@@ -1,9 +1,6 @@
 // mbarriers, cp.async, bulk copies and TMA.
 #include "async.h"
 
-#include <thread>
-
-#include "launch.h"
 #include "memory.h"
 #include "static_shared.h"
 
@@ -186,16 +183,14 @@ void bulk_reduce_add(float* global, const float* shared, uint32_t bytes) {
 
 // ---- flags in global memory ---------------------------------------------------------------------------------------
 
+bool flag_has(const void* flag, uint64_t value) {
+    uint32_t& awaited = *const_cast<uint32_t*>(static_cast<const uint32_t*>(flag));
+    return std::atomic_ref<uint32_t>(awaited).load() == value;
+}
+
 void flag_wait(const uint32_t* flag, uint32_t value, Where where) {
     require_global(flag, "flag_wait");
-    self().what = "flag_wait";
-    self().where = where;
-    uint32_t& awaited = *const_cast<uint32_t*>(flag);
-    while (std::atomic_ref<uint32_t>(awaited).load() != value) {
-        // After a failure elsewhere the flag may never come.
-        if (block().launch->failed) suspend();
-        std::this_thread::yield();
-    }
+    wait(flag_has, flag, value, "flag_wait", where);
 }
 
 // ---- TMA --------------------------------------------------------------------------------------------------------

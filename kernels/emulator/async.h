@@ -56,8 +56,9 @@ void bulk_reduce_add(float* global, const float* shared, uint32_t bytes);
 
 // ---- flags in global memory ---------------------------------------------------------------------------------------
 
-// Waits for another block. This block's OS thread waits too: the other one must have begun.
+// Waits for another block. A block of which nobody else can go on keeps its OS thread: the other one must have begun.
 void flag_wait(const uint32_t* flag, uint32_t value, Where where);
+bool flag_has(const void* flag, uint64_t value);
 
 // ---- TMA --------------------------------------------------------------------------------------------------------
 
