@@ -342,7 +342,7 @@ __device__ __forceinline__ void arrive_written(uint64_t* barrier) {
 template <int D>
 __device__ __forceinline__ void consume(Shared<D>& shared, const Work& work) {
     // Whether dV runs while dS is worked out. At head_dim 128 there are no registers for it.
-    constexpr bool EARLY_DV = D == 64;
+    constexpr bool DV_BESIDE_DS = D == 64;
     const AttentionBackwardParams& params = work.params.of;
     // The same in all lanes, and the compiler knows it: only so may products depend on it.
     const int group = __shfl_sync(0xffffffffu, threadIdx.x / WARPGROUP - 1, 0);
@@ -411,9 +411,9 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const Work& work) {
             p[i + 3] = ex2(fmaf(p[i + 3], scale, -lse.y));
         }
         pack_strip(p_words, p);
-        if constexpr (EARLY_DV) queue_sums<D>(dv, p_words, desc_advance(d_out_rows, stage * TILE_BYTES));
-        // dP is complete, dV may still run.
-        wgmma_wait<EARLY_DV>();
+        queue_sums<D>(dv, p_words, desc_advance(d_out_rows, stage * TILE_BYTES));
+        // dP is complete; dV may still run, or is complete.
+        wgmma_wait<DV_BESIDE_DS>();
         wgmma_done(ds);
 #pragma unroll
         for (int i = 0; i < QUERIES / 2; i += 4) {
@@ -439,7 +439,6 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const Work& work) {
             *reinterpret_cast<uint32_t*>(reinterpret_cast<uint8_t*>(shared.ds[stage]) + place) = ds_words[i];
         }
         arrive_written(&shared.ds_full[stage]);
-        if constexpr (!EARLY_DV) queue_sums<D>(dv, p_words, desc_advance(d_out_rows, stage * TILE_BYTES));
         queue_sums<D>(dk, ds_words, desc_advance(q_rows, stage * TILE_BYTES));
         // dV is complete; dK may still run.
         wgmma_wait<1>();
