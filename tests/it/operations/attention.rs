@@ -468,6 +468,21 @@ fn every_length_on_cuda_gpu() {
     }
 }
 
+/// Blocks that add to the same sums of dq, many more than run at a time and fewer: a race would show in some run.
+#[cfg(feature = "cuda")]
+#[test]
+#[cfg_attr(not(gpu), ignore = "needs a GPU")]
+fn sums_of_dq_keep_their_bits_on_cuda_gpu() {
+    let cuda = crate::devices::gpu();
+    for (batch, heads, head_dim, keys) in [(1, 24, 64, 1178), (4, 24, 64, 1178), (1, 2, 64, 4250), (1, 12, 128, 1178)] {
+        let shape = AttentionShape { heads, ..of_length(batch, head_dim, keys) };
+        let inputs = random(&shape);
+        let inputs = inputs.each_ref().map(|values| &values[..]);
+        let first = run(&Lab::new(&cuda), &shape, inputs);
+        (0..20).for_each(|_| run(&Lab::new(&cuda), &shape, inputs).same_bits(&first));
+    }
+}
+
 /// In turn, and one random warp as far as it gets with everything asynchronous as late as it may be.
 const DEFAULT_AND_RANDOM: [Schedule; 2] = [Schedule::ALL[0], Schedule::ALL[3]];
 
