@@ -14,7 +14,7 @@ use ladd_fast::device::cpu::{Buffer, Cpu};
 use ladd_fast::device::{Backend, Storage};
 use ladd_fast::flow::philox::fill_normals;
 use ladd_fast::model::mmdit::sinusoidal_grid;
-use ladd_fast::model::{Backward, Inputs, Mmdit, ModelConfig, Plan, Shape};
+use ladd_fast::model::{Backward, Inputs, Keep, Mmdit, ModelConfig, Plan, Shape};
 
 /// The demo's depth.
 const DEPTH: usize = 4;
@@ -53,8 +53,8 @@ fn model(c: &mut Criterion, b: &Cpu<f32>, sizes: Sizes) {
     };
     let shape = Shape { batch: sizes.batch, height: 2 * sizes.grid.0, width: 2 * sizes.grid.1, text: sizes.text };
     let network = Mmdit::new(b, config.clone(), &sinusoidal_grid(&config)).unwrap();
-    let plan = Plan { shape, blocks: DEPTH, velocity: true, checkpointing: false };
-    let (mut acts, mut room) = (network.activations(b, plan).unwrap(), network.gradients(b, &plan, false).unwrap());
+    let plan = Plan { shape, blocks: DEPTH, velocity: true, keep: Keep::Everything, checkpointed: 0 };
+    let (mut acts, mut room) = (network.activations(b, plan).unwrap(), network.gradients(b, &plan).unwrap());
     let numel = shape.batch * config.in_channels * shape.height * shape.width;
     let params = normals(b, 1, network.layout().arena.len(), 0.05);
     let (latent, mut t) = (normals(b, 2, numel, 1.0), normals(b, 3, shape.batch, 1.0));

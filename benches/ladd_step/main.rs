@@ -16,8 +16,8 @@ use ladd_fast::flow::TimestepDistribution;
 use ladd_fast::flow::philox::fill_normals;
 use ladd_fast::ladd::{HostBatch, LaddConfig, Update};
 use ladd_fast::model::mmdit::sinusoidal_grid;
-use ladd_fast::model::{Activations, Backward, Gradients, Inputs, Mmdit, ModelConfig, Plan, Shape};
-use ladd_fast::train::{DistillSettings, Distiller, MicroBatch, OptimConfig};
+use ladd_fast::model::{Activations, Backward, Gradients, Inputs, Keep, Mmdit, ModelConfig, Plan, Shape};
+use ladd_fast::train::{Checkpointing, DistillSettings, Distiller, MicroBatch, OptimConfig};
 use serde_json::{Map, Value, json};
 
 /// The demo's micro-batch.
@@ -95,7 +95,7 @@ impl<'a> Step<'a> {
             total_steps: u32::MAX,
             ema_decay: 0.99,
             seed: 0,
-            activation_checkpointing: false,
+            activation_checkpointing: Checkpointing::Off,
         };
         let ((teacher, weights), (student, _)) = (network(b), network(b));
         let distiller = Distiller::new(b, settings, (teacher, &weights), (student, &weights)).unwrap();
@@ -132,12 +132,12 @@ impl<'a> Model<'a> {
             buffer
         };
         let t: Vec<f32> = normals(4, SHAPE.batch, 1.0).iter().map(|n| 1.0 / (1.0 + n.exp())).collect();
-        let plan = Plan { shape: SHAPE, blocks: config().depth, velocity: true, checkpointing: false };
+        let plan = Plan { shape: SHAPE, blocks: config().depth, velocity: true, keep: Keep::Everything, checkpointed: 0 };
         Self {
             params: buffer(&weights),
             inputs: [&batch.x0, &t, &batch.context, &batch.pooled].map(|values| buffer(values)),
             acts: network.activations(b, plan).unwrap(),
-            room: network.gradients(b, &plan, false).unwrap(),
+            room: network.gradients(b, &plan).unwrap(),
             velocity: buffer(&batch.x0),
             d_velocity: buffer(&batch.x0),
             grads: buffer(&vec![0.0; weights.len()]),

@@ -36,7 +36,11 @@ const MEANINGS: &[(&str, &str)] = &[
     ("distill.sample_every", "Steps between sample grids; 0 draws only the first and the last."),
     ("distill.eval_every", "Steps between measurements of quality; 0 measures only before and after."),
     ("distill.log_every", "Steps between records in `metrics.jsonl`."),
-    ("distill.activation_checkpointing", "Keep only the inputs of blocks and recompute the rest: less memory, about a third more time."),
+    (
+        "distill.activation_checkpointing",
+        "Of which blocks only the inputs are kept and the rest is recomputed, to the same bits: `off`, `all` (about a third more time), or \
+         `auto`: as few as the device's memory allows.",
+    ),
     ("distill.control", "Also train the control: the same student by plain regression onto the same latents, for the table."),
     ("distill.control_steps", "Steps of the control; 0 means as many as `distill.steps`."),
     (
@@ -100,7 +104,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ("pretrain.keep_checkpoints", "How many checkpoints are kept."),
     ("pretrain.log_every", "Steps between records in `metrics.jsonl`."),
     ("pretrain.sample_every", "Steps between grids of samples; 0 draws only the last."),
-    ("pretrain.activation_checkpointing", "Keep only the inputs of blocks and recompute the rest."),
+    ("pretrain.activation_checkpointing", "Of which blocks only the inputs are kept: `auto`, `off` or `all`, as in `distill`."),
     ("pretrain.optim.lr", "Learning rate."),
     ("pretrain.optim.beta1", "Decay of the first moment."),
     ("pretrain.optim.beta2", "Decay of the second moment."),

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::flow::TimestepDistribution;
 use crate::model::ModelConfig;
-use crate::train::{OptimConfig, Schedule};
+use crate::train::{Checkpointing, OptimConfig, Schedule};
 use crate::{Error, Result};
 
 /// Section `[teacher]`: the network that is distilled.
@@ -123,8 +123,8 @@ pub struct PretrainConfig {
     pub log_every: u32,
     /// Steps between grids of samples; 0 draws only the last.
     pub sample_every: u32,
-    /// Keep only the inputs of blocks and recompute the rest: less memory, about a third more time.
-    pub activation_checkpointing: bool,
+    /// Of which blocks only the inputs are kept and the rest is recomputed.
+    pub activation_checkpointing: Checkpointing,
     /// AdamW.
     pub optim: OptimConfig,
 }
@@ -141,7 +141,7 @@ impl Default for PretrainConfig {
             keep_checkpoints: 2,
             log_every: 1,
             sample_every: 500,
-            activation_checkpointing: false,
+            activation_checkpointing: Checkpointing::Auto,
             optim: OptimConfig {
                 lr: 1.5e-3,
                 beta1: 0.9,
@@ -190,8 +190,8 @@ pub struct DistillConfig {
     pub eval_every: u32,
     /// Steps between records in `metrics.jsonl`.
     pub log_every: u32,
-    /// Keep only the inputs of blocks and recompute the rest: less memory, about a third more time.
-    pub activation_checkpointing: bool,
+    /// Of which blocks only the inputs are kept and the rest is recomputed.
+    pub activation_checkpointing: Checkpointing,
     /// Also train the control: the same student by plain regression onto the same latents, for the table.
     pub control: bool,
     /// Steps of the control; 0 means as many as `steps`.
@@ -210,7 +210,7 @@ impl Default for DistillConfig {
             sample_every: 500,
             eval_every: 500,
             log_every: 1,
-            activation_checkpointing: false,
+            activation_checkpointing: Checkpointing::Auto,
             control: false,
             control_steps: 0,
         }

@@ -5,7 +5,8 @@
 pub enum DeviceError {
     /// The device's memory is exhausted.
     #[error(
-        "{device} is out of memory: {requested} bytes were asked for; lower the batch size or the resolution, or turn on activation checkpointing"
+        "{device} is out of memory: {requested} bytes were asked for; lower the batch size or the resolution, or set \
+         activation_checkpointing to \"all\""
     )]
     OutOfMemory {
         /// Name of the device.

@@ -7,6 +7,9 @@ pub trait Storage: Send + Sync {
     /// Number of elements.
     fn len(&self) -> usize;
 
+    /// Where it lies, to tell buffers apart: what was queued for one buffer holds for a later one in its place.
+    fn place(&self) -> u64;
+
     /// Whether it has no elements.
     fn is_empty(&self) -> bool {
         self.len() == 0

@@ -1,14 +1,16 @@
 //! Samplers: Euler with classifier-free guidance and SD3's shift for a teacher, LADD's renoise sampler for a student.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::device::{Backend, StepValues, Storage};
 use crate::flow::philox::stream;
-use crate::model::{Activations, Inputs, Mmdit, Plan, Shape};
+use crate::model::{Activations, Inputs, Keep, Mmdit, Plan, Shape};
 use crate::{Error, Result};
 
 /// How a latent is drawn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SamplerKind {
     /// `x_s = x_t + (s - t) v̂`: follows the flow.
@@ -85,6 +87,17 @@ pub struct TextBatch<'a> {
     pub pooled: &'a [f32],
 }
 
+/// What a recording of a sampler depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Recorded {
+    weights: u64,
+    kind: SamplerKind,
+    steps: usize,
+    guidance: u32,
+    shift: u32,
+    count: usize,
+}
+
 /// A sampler planned for one shape; its buffers are reused from batch to batch.
 #[derive(Debug)]
 pub struct Sampler<B: Backend> {
@@ -101,6 +114,8 @@ pub struct Sampler<B: Backend> {
     context: B::Data,
     pooled: B::Data,
     step: B::Step,
+    /// For devices that replay: all steps of a draw are one recording.
+    recordings: HashMap<Recorded, B::Recording>,
 }
 
 impl<B: Backend> Sampler<B> {
@@ -112,7 +127,8 @@ impl<B: Backend> Sampler<B> {
         let rows = shape.batch * if guided { 2 } else { 1 };
         let config = model.config();
         let numel = config.in_channels * shape.height * shape.width;
-        let plan = Plan { shape: Shape { batch: rows, ..shape }, blocks: config.depth, velocity: true, checkpointing: true };
+        let plan =
+            Plan { shape: Shape { batch: rows, ..shape }, blocks: config.depth, velocity: true, keep: Keep::Nothing, checkpointed: 0 };
         Ok(Self {
             acts: model.activations(b, plan)?,
             x: b.alloc_stat(shape.batch * numel)?,
@@ -124,6 +140,7 @@ impl<B: Backend> Sampler<B> {
             context: b.alloc_data(rows * shape.text * config.context_dim)?,
             pooled: b.alloc_data(rows * config.pooled_dim)?,
             step: b.alloc_step()?,
+            recordings: HashMap::new(),
             shape,
             guided,
             numel,
@@ -160,7 +177,6 @@ impl<B: Backend> Sampler<B> {
         assert!(count <= self.shape.batch && (self.guided || !guided), "sampler planned for {} samples", self.shape.batch);
         let len = count * self.numel;
         b.upload_step(&StepValues { seed, first_sample, ..StepValues::default() }, &mut self.step);
-        b.normal(&self.step, stream::SAMPLER_START, self.numel, self.x.part_mut(0..len));
         b.upload_data(text.context, self.context.part_mut(0..text.context.len()));
         b.upload_data(text.pooled, self.pooled.part_mut(0..text.pooled.len()));
         if guided {
@@ -170,6 +186,19 @@ impl<B: Backend> Sampler<B> {
                 b.upload_data(negative.pooled, self.pooled.part_mut(i * p..(i + 1) * p));
             }
         }
+        let SampleSettings { kind, steps, guidance, shift } = *settings;
+        let key = Recorded { weights: params.place(), kind, steps, guidance: guidance.to_bits(), shift: shift.to_bits(), count };
+        let mut recording = self.recordings.remove(&key).unwrap_or_default();
+        b.replay(&mut recording, || self.queue(b, model, params, settings, &times, count));
+        self.recordings.insert(key, recording);
+        let result = if settings.kind == SamplerKind::Euler { &self.x } else { &self.x0_hat };
+        Ok(b.download_stat(result.part(0..len))?)
+    }
+
+    /// Queues the whole draw: nothing in it depends on the host.
+    fn queue(&mut self, b: &B, model: &Mmdit<B>, params: &B::Data, settings: &SampleSettings, times: &[f32], count: usize) {
+        let (len, guided) = (count * self.numel, settings.guided());
+        b.normal(&self.step, stream::SAMPLER_START, self.numel, self.x.part_mut(0..len));
         for (i, t) in times.iter().enumerate().take(settings.steps) {
             self.velocity(b, model, params, *t, count, guided);
             let velocity = self.velocity.part(0..len);
@@ -189,8 +218,6 @@ impl<B: Backend> Sampler<B> {
                 }
             }
         }
-        let result = if settings.kind == SamplerKind::Euler { &self.x } else { &self.x0_hat };
-        Ok(b.download_stat(result.part(0..len))?)
     }
 
     /// Velocity of the current latents at time `t`, conditional and, where guided, unconditional behind it.

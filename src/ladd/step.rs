@@ -8,8 +8,8 @@
 use crate::device::{Backend, Groups, HINGE_STATS, HingeShape, Storage, ViewMut};
 use crate::flow::philox::stream;
 use crate::ladd::LaddConfig;
-use crate::model::{Activations, Backward, Gradients, Heads, HeadsActivations, Inputs, Mmdit, Plan, Shape};
-use crate::train::Network;
+use crate::model::{Activations, Backward, Gradients, Heads, HeadsActivations, Inputs, Keep, Mmdit, Plan, Shape};
+use crate::train::{Checkpointed, Network};
 use crate::{Error, Result};
 
 /// One micro-batch on the device.
@@ -118,7 +118,7 @@ impl<B: Backend> LaddStep<B> {
         teacher: &Mmdit<B>,
         heads: &Heads,
         shape: Shape,
-        checkpointing: bool,
+        checkpointed: Checkpointed,
     ) -> Result<Self> {
         config.validate()?;
         let taps = config.resolved_taps(teacher.config().depth)?;
@@ -142,13 +142,15 @@ impl<B: Backend> LaddStep<B> {
         let positions = grid.0 * grid.1;
         let adversarial = config.adversarial_weight > 0.0;
         let logits = if adversarial { taps.len() * samples * positions } else { 0 };
-        let student_plan = Plan { shape, blocks: s.depth, velocity: true, checkpointing };
+        let checkpoints = checkpointed.of(s.depth);
+        let student_plan = Plan { shape, blocks: s.depth, velocity: true, keep: Keep::Everything, checkpointed: checkpoints };
         let judge = adversarial.then(|| {
             let blocks = taps.last().map_or(1, |tap| tap + 1);
-            let plan = Plan { shape: Shape { batch: samples, ..shape }, blocks, velocity: false, checkpointing };
+            let checkpointed = checkpointed.of(blocks);
+            let plan = Plan { shape: Shape { batch: samples, ..shape }, blocks, velocity: false, keep: Keep::Frozen, checkpointed };
             let backward = Plan { shape, ..plan };
             Ok::<_, Error>(Judge {
-                teacher: (teacher.activations(b, plan)?, teacher.gradients(b, &backward, true)?),
+                teacher: (teacher.activations(b, plan)?, teacher.gradients(b, &backward)?),
                 heads: heads.activations(b, samples, grid)?,
             })
         });
@@ -170,7 +172,7 @@ impl<B: Backend> LaddStep<B> {
             d_logits_d: b.alloc_stat(logits)?,
             d_logits_g: b.alloc_stat(logits / groups.count())?,
             d_features: (0..features).map(|_| b.alloc_data(feature_len)).collect::<Result<_, _>>()?,
-            student: (student.activations(b, student_plan)?, student.gradients(b, &student_plan, false)?),
+            student: (student.activations(b, student_plan)?, student.gradients(b, &student_plan)?),
             judge: judge.transpose()?,
             context_len: shape.text * t.context_dim,
             pooled_len: t.pooled_dim,

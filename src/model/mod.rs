@@ -8,4 +8,4 @@ pub mod mmdit;
 pub use config::{FREQUENCIES, MLP_RATIO, ModelConfig, NORM_EPS};
 pub use heads::{Heads, HeadsActivations, HeadsShape};
 pub use layout::{Entry, Layout};
-pub use mmdit::{Activations, Backward, Gradients, Inputs, Mmdit, Plan, Shape};
+pub use mmdit::{Activations, Backward, Gradients, Inputs, Keep, Mmdit, Plan, Shape};

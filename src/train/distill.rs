@@ -6,7 +6,7 @@ use crate::device::{Backend, DeviceError, HINGE_STATS, HingeStat, StepValues, St
 use crate::flow::philox::{fill_normals, stream};
 use crate::ladd::{Batch, HostBatch, LaddConfig, LaddStep, Phase, Update};
 use crate::model::{Heads, HeadsShape, Mmdit, Shape};
-use crate::train::{HeadStats, Network, OptimConfig, StepRecord};
+use crate::train::{Checkpointing, HeadStats, Network, OptimConfig, StepRecord};
 use crate::{Error, Result};
 
 /// Everything a distillation needs besides the models.
@@ -24,8 +24,8 @@ pub struct DistillSettings {
     pub ema_decay: f64,
     /// Seed of the run.
     pub seed: u64,
-    /// Keep only the blocks' inputs and compute the rest twice.
-    pub activation_checkpointing: bool,
+    /// Which blocks keep only their inputs and compute the rest twice.
+    pub activation_checkpointing: Checkpointing,
 }
 
 /// A distillation in progress.
@@ -191,9 +191,9 @@ impl<B: Backend> Distiller<B> {
 
     fn plan(&mut self, b: &B, shape: Shape, micro_batches: usize) -> Result<()> {
         if !self.plans.contains_key(&shape) {
-            let checkpointing = self.settings.activation_checkpointing;
             let models = (&self.student_model, &self.teacher_model, &self.heads_model);
-            let step = LaddStep::new(b, &self.settings.ladd, models.0, models.1, models.2, shape, checkpointing)?;
+            let plan = |checkpointed| LaddStep::new(b, &self.settings.ladd, models.0, models.1, models.2, shape, checkpointed);
+            let step = self.settings.activation_checkpointing.plan(plan)?;
             self.plans.insert(shape, Planned { step, batches: Vec::new(), recordings: HashMap::new() });
         }
         if let Some(planned) = self.plans.get_mut(&shape) {

@@ -1,6 +1,7 @@
 //! Training: optimiser, schedules, metrics, checkpoints, the run folder.
 
 pub mod checkpoint;
+mod checkpointing;
 mod distill;
 mod metrics;
 mod network;
@@ -9,6 +10,7 @@ mod pretrain;
 pub mod run_folder;
 mod watch;
 
+pub use checkpointing::{Checkpointed, Checkpointing};
 pub use distill::{DistillSettings, Distiller, MicroBatch};
 pub use metrics::{HeadStats, PretrainRecord, QualityRecord, StepRecord};
 pub use network::Network;

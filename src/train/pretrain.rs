@@ -3,8 +3,8 @@
 use crate::device::{Backend, StepValues, Storage};
 use crate::flow::TimestepDistribution;
 use crate::flow::philox::{fill_normals, stream, uniform_at};
-use crate::model::{Activations, Backward, Gradients, Inputs, Mmdit, Plan, Shape};
-use crate::train::{Network, OptimConfig, PretrainRecord};
+use crate::model::{Activations, Backward, Gradients, Inputs, Keep, Mmdit, Plan, Shape};
+use crate::train::{Checkpointed, Checkpointing, Network, OptimConfig, PretrainRecord};
 use crate::{Error, Result};
 
 /// Settings of `pretrain`.
@@ -23,7 +23,7 @@ pub struct PretrainSettings {
     /// Seed of the run.
     pub seed: u64,
     /// Keep only the blocks' inputs and compute the rest twice.
-    pub activation_checkpointing: bool,
+    pub activation_checkpointing: Checkpointing,
 }
 
 /// A training in progress, for one shape of batch.
@@ -64,7 +64,12 @@ impl<B: Backend> Pretrainer<B> {
         }
         let config = model.config();
         let numel = shape.batch * config.in_channels * shape.height * shape.width;
-        let plan = Plan { shape, blocks: config.depth, velocity: true, checkpointing: settings.activation_checkpointing };
+        let blocks = config.depth;
+        let plan = |checkpointed: Checkpointed| {
+            let plan = Plan { shape, blocks, velocity: true, keep: Keep::Everything, checkpointed: checkpointed.of(blocks) };
+            Ok((model.activations(b, plan)?, model.gradients(b, &plan)?))
+        };
+        let (acts, room) = settings.activation_checkpointing.plan(plan)?;
         Ok(Self {
             network: Network::new(b, weights, &settings.optim, 0, settings.ema_decay)?,
             x0: b.alloc_stat(numel)?,
@@ -78,8 +83,8 @@ impl<B: Backend> Pretrainer<B> {
             pooled: b.alloc_data(shape.batch * config.pooled_dim)?,
             step: b.alloc_step()?,
             recording: B::Recording::default(),
-            acts: model.activations(b, plan)?,
-            room: model.gradients(b, &plan, false)?,
+            acts,
+            room,
             settings,
             model,
             shape,

@@ -7,6 +7,7 @@ use ladd_fast::device::cuda::driver::{Driver, Grid, Kernel};
 use ladd_fast::device::cuda::emulated::{Emulated, Schedule};
 use ladd_fast::device::{AttentionShape, Backend, Storage};
 use ladd_fast::ladd::{AdversarialLoss, Update};
+use ladd_fast::train::{Checkpointing, DistillSettings};
 
 use crate::catalogue::{Sizes, catalogue};
 use crate::devices::{emulated, emulated_with};
@@ -43,6 +44,31 @@ fn operations_give_the_same_bits_under_every_schedule() {
     for other in &results[1..] {
         results[0].iter().zip(other).for_each(|((name, a), (_, b))| same_bits(name, a, b));
     }
+}
+
+/// What does not fit the memory is recomputed, to the same bits, and given back before another plan is tried.
+#[test]
+fn a_step_that_does_not_fit_recomputes_activations() {
+    let train = |checkpointing: Checkpointing, memory: u64| {
+        let driver = Arc::new(Emulated::new(Schedule::default()).with_memory(memory));
+        let cuda = Cuda::new(driver.clone());
+        let settings =
+            DistillSettings { activation_checkpointing: checkpointing, ..settings(Update::Simultaneous, AdversarialLoss::Hinge) };
+        let mut run = distiller(&cuda, settings);
+        Data::new(0).try_step(&cuda, &mut run, 1)?;
+        let master = cuda.download_stat(Storage::all(&run.student.master))?;
+        Ok::<_, ladd_fast::Error>((driver.memory_in_use(), master))
+    };
+    let plenty = 1 << 34;
+    let (roomy, expected) = train(Checkpointing::Off, plenty).unwrap();
+    let (tight, all) = train(Checkpointing::All, plenty).unwrap();
+    assert!(tight < roomy, "{tight} bytes with checkpointing, {roomy} without");
+    same_bits("all recomputed", &all, &expected);
+    let (used, auto) = train(Checkpointing::Auto, tight + (roomy - tight) / 4).unwrap();
+    assert!(used < roomy);
+    same_bits("as much recomputed as must be", &auto, &expected);
+    let refused = train(Checkpointing::Off, tight + (roomy - tight) / 4).unwrap_err().to_string();
+    assert!(refused.contains("out of memory") && refused.contains("activation_checkpointing"), "{refused}");
 }
 
 /// Four steps: the first as it is, the second recorded, then replayed; and four steps that are never recorded.

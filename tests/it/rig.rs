@@ -3,7 +3,7 @@
 
 use ladd_fast::device::{Backend, Storage};
 use ladd_fast::flow::philox::fill_normals;
-use ladd_fast::model::{Backward, Inputs, Mmdit, ModelConfig, Plan, Shape};
+use ladd_fast::model::{Backward, Inputs, Keep, Mmdit, ModelConfig, Plan, Shape};
 
 use crate::golden::{parameters, positions};
 
@@ -39,8 +39,8 @@ pub struct Upstream {
 pub struct Options {
     /// Blocks that run.
     pub blocks: usize,
-    /// Keep only the blocks' inputs.
-    pub checkpointing: bool,
+    /// How many blocks keep only their inputs.
+    pub checkpointed: usize,
     /// No gradients of weights.
     pub frozen: bool,
     /// Samples that take part in the backward: the first ones.
@@ -160,7 +160,20 @@ impl<'a, B: Backend> Rig<'a, B> {
 
     /// All blocks, nothing saved, trained, the whole batch.
     pub fn whole(&self, inputs: &HostInputs) -> Options {
-        Options { blocks: self.model.config().depth, checkpointing: false, frozen: false, batch: inputs.shape.batch, spare: 0 }
+        Options { blocks: self.model.config().depth, checkpointed: 0, frozen: false, batch: inputs.shape.batch, spare: 0 }
+    }
+
+    /// The velocity alone, as a sampler computes it.
+    pub fn infer(&self, inputs: &HostInputs) -> Vec<f32> {
+        let (b, blocks) = (self.b, self.model.config().depth);
+        let plan = Plan { shape: inputs.shape, blocks, velocity: true, keep: Keep::Nothing, checkpointed: 0 };
+        let mut acts = self.model.activations(b, plan).unwrap();
+        let (latent, t) = (stat(b, &inputs.latent), stat(b, &inputs.t));
+        let (context, pooled) = (data(b, &inputs.context), data(b, &inputs.pooled));
+        let given = Inputs { batch: inputs.shape.batch, latent: latent.all(), t: t.all(), context: context.all(), pooled: pooled.all() };
+        let mut velocity = stat(b, &vec![f32::NAN; inputs.latent.len()]);
+        self.model.forward(b, &self.params, &given, &mut acts, Some(velocity.all_mut()));
+        b.download_stat(velocity.all()).unwrap()
     }
 
     /// Forward and backward; the velocity is computed where it has an upstream.
@@ -170,9 +183,10 @@ impl<'a, B: Backend> Rig<'a, B> {
         let poison = inputs.poison(options.spare);
         let all = |d: &[f32]| vec![f32::NAN; d.len() / inputs.shape.batch * poison.shape.batch];
         let poison_upstream = upstream.map(all);
-        let plan = Plan { shape: poison.shape, blocks: options.blocks, velocity, checkpointing: options.checkpointing };
+        let keep = if options.frozen { Keep::Frozen } else { Keep::Everything };
+        let plan = Plan { shape: poison.shape, blocks: options.blocks, velocity, keep, checkpointed: options.checkpointed };
         let mut acts = self.model.activations(b, plan).unwrap();
-        let mut room = self.model.gradients(b, &plan, options.frozen).unwrap();
+        let mut room = self.model.gradients(b, &plan).unwrap();
         let mut results = None;
         for (inputs, upstream, batch) in [(&poison, &poison_upstream, poison.shape.batch), (inputs, upstream, options.batch)] {
             let numel = inputs.latent.len();

@@ -46,6 +46,10 @@ impl<T: Real> Storage for Buffer<T> {
     fn len(&self) -> usize {
         self.0.len()
     }
+
+    fn place(&self) -> u64 {
+        self.0.as_ptr() as u64
+    }
 }
 
 impl<T> std::ops::Deref for Buffer<T> {

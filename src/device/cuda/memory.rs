@@ -44,6 +44,10 @@ impl<E: Pod> Storage for Buffer<E> {
     fn len(&self) -> usize {
         self.len
     }
+
+    fn place(&self) -> u64 {
+        self.address
+    }
 }
 
 /// Where a view's first element lies.

@@ -18,6 +18,17 @@ pub struct Shape {
     pub text: usize,
 }
 
+/// Which gradients a forward keeps its results for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// None, inference: one set of buffers serves all blocks, and only the last block's feature remains.
+    Nothing,
+    /// That of the latent, through a frozen network: no inputs of dense layers, no branches behind their gates.
+    Frozen,
+    /// All, those of the weights as well.
+    Everything,
+}
+
 /// What a pass computes and keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
@@ -27,8 +38,44 @@ pub struct Plan {
     pub blocks: usize,
     /// Whether the final layer runs. It needs all blocks.
     pub velocity: bool,
-    /// Keep only each block's input, and run the block again in the backward. Also the plan for inference.
-    pub checkpointing: bool,
+    /// What the backward will ask for.
+    pub keep: Keep,
+    /// Of how many blocks, the first ones, only the inputs are kept: the backward runs them again.
+    pub checkpointed: usize,
+}
+
+impl Plan {
+    /// Whether the backward runs block `i` again: the last of the checkpointed ones still lies in the buffers they share.
+    pub(super) fn recomputed(&self, i: usize) -> bool {
+        i + 1 < self.checkpointed.min(self.blocks)
+    }
+}
+
+/// Which of several equal sets of buffers a block uses: the first `shared` blocks the same one, each other its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Slots {
+    shared: usize,
+}
+
+impl Slots {
+    fn new(shared: usize) -> Self {
+        Self { shared: shared.max(1) }
+    }
+
+    /// The set of block `i`.
+    pub fn of(self, i: usize) -> usize {
+        (i + 1).saturating_sub(self.shared)
+    }
+
+    /// How many sets `blocks` blocks need.
+    fn count(self, blocks: usize) -> usize {
+        self.of(blocks - 1) + 1
+    }
+
+    /// Whether any of the blocks that use a set has something.
+    fn any(self, set: usize, blocks: usize, has: impl Fn(usize) -> bool) -> bool {
+        (0..blocks).any(|i| self.of(i) == set && has(i))
+    }
 }
 
 /// Everything that depends on the sizes alone.
@@ -87,8 +134,6 @@ impl Dims {
 /// Kept by one attention.
 #[derive(Debug)]
 pub(super) struct AttentionActivations<B: Backend> {
-    pub qkv_image: B::Data,
-    pub qkv_text: B::Data,
     pub rstd_image: B::Stat,
     pub rstd_text: B::Stat,
     pub q: B::Data,
@@ -104,8 +149,6 @@ impl<B: Backend> AttentionActivations<B> {
         let (h, joint) = (d.hidden, batch * (d.image + text) * d.hidden);
         let rows = [batch * d.image, batch * text];
         Ok(Self {
-            qkv_image: b.alloc_data(rows[0] * 3 * h)?,
-            qkv_text: b.alloc_data(rows[1] * 3 * h)?,
             rstd_image: b.alloc_stat(rows[0] * 2 * d.heads)?,
             rstd_text: b.alloc_stat(rows[1] * 2 * d.heads)?,
             q: b.alloc_data(joint)?,
@@ -121,45 +164,95 @@ impl<B: Backend> AttentionActivations<B> {
 /// Kept by one stream behind the attention.
 #[derive(Debug)]
 pub(super) struct StreamActivations<B: Backend> {
-    pub proj: B::Data,
     pub mid: B::Data,
-    pub norm: B::Data,
     pub stats: B::Stat,
     pub pre: B::Data,
-    pub act: B::Data,
-    pub y: B::Data,
 }
 
 impl<B: Backend> StreamActivations<B> {
     fn new(b: &B, rows: usize, h: usize) -> Result<Self, DeviceError> {
+        Ok(Self { mid: b.alloc_data(rows * h)?, stats: b.alloc_stat(rows * 2)?, pre: b.alloc_data(rows * MLP_RATIO * h)? })
+    }
+}
+
+/// Kept by one block for any gradient, its inputs apart.
+#[derive(Debug)]
+pub(super) struct BlockActivations<B: Backend> {
+    pub attn: AttentionActivations<B>,
+    /// The image-only attention.
+    pub attn2: Option<AttentionActivations<B>>,
+    pub image: StreamActivations<B>,
+    pub text: Option<StreamActivations<B>>,
+}
+
+/// What only the gradients of weights and gates need of one stream.
+#[derive(Debug)]
+pub(super) struct StreamOperands<B: Backend> {
+    pub proj: B::Data,
+    pub norm: B::Data,
+    pub act: B::Data,
+    pub y: B::Data,
+}
+
+impl<B: Backend> StreamOperands<B> {
+    fn new(b: &B, rows: usize, h: usize) -> Result<Self, DeviceError> {
         Ok(Self {
             proj: b.alloc_data(rows * h)?,
-            mid: b.alloc_data(rows * h)?,
             norm: b.alloc_data(rows * h)?,
-            stats: b.alloc_stat(rows * 2)?,
-            pre: b.alloc_data(rows * MLP_RATIO * h)?,
             act: b.alloc_data(rows * MLP_RATIO * h)?,
             y: b.alloc_data(rows * h)?,
         })
     }
 }
 
-/// Kept by one block, its inputs and their norms apart.
+/// The same of one block.
 #[derive(Debug)]
-pub(super) struct BlockActivations<B: Backend> {
-    pub attn: AttentionActivations<B>,
-    /// The image-only attention, and its projection.
-    pub attn2: Option<(AttentionActivations<B>, B::Data)>,
-    pub image: StreamActivations<B>,
-    pub text: Option<StreamActivations<B>>,
+pub(super) struct BlockOperands<B: Backend> {
+    /// Projection of the image-only attention.
+    pub proj2: Option<B::Data>,
+    pub image: StreamOperands<B>,
+    pub text: Option<StreamOperands<B>>,
 }
 
-/// Modulated norms that a block's projections read.
+/// One value for each of what the attentions of a block read: modulated norms, or projections of them.
 #[derive(Debug)]
-pub(super) struct NormActivations<B: Backend> {
+pub(super) struct Streams<B: Backend> {
     pub image: B::Data,
     pub image2: Option<B::Data>,
     pub text: B::Data,
+}
+
+impl<B: Backend> Streams<B> {
+    fn new(b: &B, rows: [usize; 2], width: usize, dual: bool) -> Result<Self, DeviceError> {
+        Ok(Self {
+            image: b.alloc_data(rows[0] * width)?,
+            image2: dual.then(|| b.alloc_data(rows[0] * width)).transpose()?,
+            text: b.alloc_data(rows[1] * width)?,
+        })
+    }
+}
+
+/// Which set of buffers each block uses, by what needs it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BlockSlots {
+    /// What enters a block: needed to run it again and by its norms' gradients.
+    pub streams: Slots,
+    /// What any gradient needs.
+    pub kept: Slots,
+    /// What gradients of weights and gates need.
+    pub operands: Slots,
+    /// Fused projections, which only the gradient of RMSNorm needs.
+    pub qkv: Slots,
+}
+
+impl BlockSlots {
+    fn new(config: &ModelConfig, plan: &Plan) -> Self {
+        let none = plan.blocks + 1;
+        let (streams, kept) = if plan.keep == Keep::Nothing { (none, none) } else { (1, plan.checkpointed) };
+        let operands = if plan.keep == Keep::Everything { kept } else { none };
+        let qkv = if config.qk_norm { kept } else { none };
+        Self { streams: Slots::new(streams), kept: Slots::new(kept), operands: Slots::new(operands), qkv: Slots::new(qkv) }
+    }
 }
 
 /// Everything a forward pass keeps.
@@ -178,14 +271,17 @@ pub struct Activations<B: Backend> {
     pub(super) condition: B::Data,
     pub(super) embedding: B::Data,
     pub(super) table: B::Data,
-    /// The residual streams between the blocks: `image[i]` enters block i, `image[blocks]` leaves the last.
+    /// Which of the residual streams, their statistics, the blocks, their operands, and the fused projections is whose.
+    pub(super) slots: BlockSlots,
+    /// The residual streams between the blocks: what enters block i, and behind the last what leaves it.
     pub(super) image: Vec<B::Data>,
     pub(super) text: Vec<B::Data>,
     pub(super) image_stats: Vec<B::Stat>,
     pub(super) text_stats: Vec<B::Stat>,
-    /// One per block, or a single one with checkpointing.
-    pub(super) norms: Vec<NormActivations<B>>,
     pub(super) blocks: Vec<BlockActivations<B>>,
+    pub(super) norms: Vec<Streams<B>>,
+    pub(super) operands: Vec<BlockOperands<B>>,
+    pub(super) qkv: Vec<Streams<B>>,
     pub(super) final_norm: B::Data,
     pub(super) final_stats: B::Stat,
     pub(super) final_tokens: B::Data,
@@ -198,27 +294,33 @@ impl<B: Backend> Activations<B> {
         let rows = [batch * d.image, batch * d.text];
         let patch_width = layout.final_linear.outputs;
         let many = |count: usize, len: usize| (0..count).map(|_| b.alloc_data(len)).collect::<Result<Vec<_>, _>>();
-        let stats = |len: usize| (0..plan.blocks).map(|_| b.alloc_stat(len)).collect::<Result<Vec<_>, _>>();
-        let kept = if plan.checkpointing { 1 } else { plan.blocks };
-        // With checkpointing one set of buffers serves every block, so it needs whatever any of them needs.
-        let dual = |i: usize| if plan.checkpointing { config.dual_attention_blocks > 0 } else { layout.blocks[i].image.attn2.is_some() };
-        let text_out = |i: usize| if plan.checkpointing { plan.blocks > 1 } else { i + 1 < plan.blocks };
-        let mut norms = Vec::new();
+        let stats = |count: usize, len: usize| (0..count).map(|_| b.alloc_stat(len)).collect::<Result<Vec<_>, _>>();
+        let slots = BlockSlots::new(config, &plan);
+        let n = plan.blocks;
+        let dual = |slots: Slots, set: usize| slots.any(set, n, |i| layout.blocks[i].image.attn2.is_some());
+        let text_out = |slots: Slots, set: usize| slots.any(set, n, |i| i + 1 < n);
         let mut blocks = Vec::new();
-        for i in 0..kept {
-            norms.push(NormActivations {
-                image: b.alloc_data(rows[0] * h)?,
-                image2: dual(i).then(|| b.alloc_data(rows[0] * h)).transpose()?,
-                text: b.alloc_data(rows[1] * h)?,
-            });
-            let attn2 = || Ok((AttentionActivations::new(b, batch, &d, 0, false)?, b.alloc_data(rows[0] * h)?));
+        for set in 0..slots.kept.count(n) {
+            let (dual, text_out) = (dual(slots.kept, set), text_out(slots.kept, set));
             blocks.push(BlockActivations {
-                attn: AttentionActivations::new(b, batch, &d, d.text, text_out(i))?,
-                attn2: dual(i).then(attn2).transpose()?,
+                attn: AttentionActivations::new(b, batch, &d, d.text, text_out)?,
+                attn2: dual.then(|| AttentionActivations::new(b, batch, &d, 0, false)).transpose()?,
                 image: StreamActivations::new(b, rows[0], h)?,
-                text: text_out(i).then(|| StreamActivations::new(b, rows[1], h)).transpose()?,
+                text: text_out.then(|| StreamActivations::new(b, rows[1], h)).transpose()?,
             });
         }
+        let mut norms = Vec::new();
+        let mut operands = Vec::new();
+        for set in 0..slots.operands.count(n) {
+            let dual = dual(slots.operands, set);
+            norms.push(Streams::new(b, rows, h, dual)?);
+            operands.push(BlockOperands {
+                proj2: dual.then(|| b.alloc_data(rows[0] * h)).transpose()?,
+                image: StreamOperands::new(b, rows[0], h)?,
+                text: text_out(slots.operands, set).then(|| StreamOperands::new(b, rows[1], h)).transpose()?,
+            });
+        }
+        let qkv = (0..slots.qkv.count(n)).map(|set| Streams::new(b, rows, 3 * h, dual(slots.qkv, set))).collect::<Result<_, _>>()?;
         let final_rows = if plan.velocity { rows[0] } else { 0 };
         Ok(Self {
             tokens: b.alloc_data(rows[0] * patch_width)?,
@@ -230,12 +332,15 @@ impl<B: Backend> Activations<B> {
             condition: b.alloc_data(batch * h)?,
             embedding: b.alloc_data(batch * h)?,
             table: b.alloc_data(batch * d.stride)?,
-            image: many(plan.blocks + 1, rows[0] * h)?,
-            text: many(plan.blocks, rows[1] * h)?,
-            image_stats: stats(rows[0] * 2)?,
-            text_stats: stats(rows[1] * 2)?,
-            norms,
+            image: many(slots.streams.count(n + 1), rows[0] * h)?,
+            text: many(slots.streams.count(n), rows[1] * h)?,
+            image_stats: stats(slots.streams.count(n), rows[0] * 2)?,
+            text_stats: stats(slots.streams.count(n), rows[1] * 2)?,
+            slots,
             blocks,
+            norms,
+            operands,
+            qkv,
             final_norm: b.alloc_data(final_rows * h)?,
             final_stats: b.alloc_stat(final_rows * 2)?,
             final_tokens: b.alloc_data(final_rows * patch_width)?,
@@ -256,8 +361,12 @@ impl<B: Backend> Activations<B> {
     }
 
     /// The image stream after block `index`, `[B * N, h]`.
+    ///
+    /// # Panics
+    /// When the plan kept nothing and the block is not the last.
     pub fn feature(&self, index: usize) -> &B::Data {
-        &self.image[index + 1]
+        assert!(self.plan.keep != Keep::Nothing || index + 1 == self.plan.blocks, "this plan keeps no feature of block {index}");
+        &self.image[self.slots.streams.of(index + 1)]
     }
 }
 
@@ -287,12 +396,12 @@ pub struct Gradients<B: Backend> {
 }
 
 impl<B: Backend> Gradients<B> {
-    pub(super) fn new(b: &B, config: &ModelConfig, layout: &MmditLayout, plan: &Plan, frozen: bool) -> Result<Self, DeviceError> {
+    pub(super) fn new(b: &B, config: &ModelConfig, layout: &MmditLayout, plan: &Plan) -> Result<Self, DeviceError> {
         let d = Dims::new(config, layout, plan);
         let (batch, h) = (plan.shape.batch, d.hidden);
         let rows = [batch * d.image, batch * d.text];
         let dual = if config.dual_attention_blocks > 0 { rows[0] * h } else { 0 };
-        let trained = if frozen { 0 } else { batch };
+        let trained = if plan.keep == Keep::Everything { batch } else { 0 };
         let joint = (rows[0] + rows[1]) * h;
         Ok(Self {
             image: b.alloc_data(rows[0] * h)?,

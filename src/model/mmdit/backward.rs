@@ -4,7 +4,7 @@
 use crate::device::{Backend, BranchGrad, Linear, NormGrad, PatchOrder, Storage, View, ViewMut};
 use crate::model::Mmdit;
 
-use super::activations::{Activations, AttentionActivations, Gradients, NormActivations};
+use super::activations::{Activations, AttentionActivations, Gradients, Keep};
 use super::forward::Inputs;
 use super::layout::BlockLayout;
 
@@ -27,7 +27,8 @@ impl<B: Backend> Mmdit<B> {
     /// Backward of the last [`forward`](Self::forward) with these activations. Inputs must be those of the forward.
     ///
     /// # Panics
-    /// When more samples take part than in the forward, or a network in training lacks the velocity's gradient.
+    /// When more samples take part than in the forward, the plan does not keep enough, or a network in training lacks the
+    /// velocity's gradient.
     pub fn backward(
         &self,
         b: &B,
@@ -40,9 +41,15 @@ impl<B: Backend> Mmdit<B> {
         assert!(pass.batch <= acts.batch, "the forward had {} samples, the backward asks for {}", acts.batch, pass.batch);
         // Without it the final layer's columns of the modulation table would keep the gradients of an earlier pass.
         assert!(pass.grads.is_none() || pass.d_velocity.is_some() == acts.plan.velocity, "the velocity was planned: give its gradient");
+        let needed = if pass.grads.is_some() { Keep::Everything } else { Keep::Frozen };
+        assert!(
+            [needed, Keep::Everything].contains(&acts.plan.keep),
+            "the forward kept {:?}, the backward needs {needed:?}",
+            acts.plan.keep
+        );
         let last = acts.plan.blocks - 1;
         for i in (0..=last).rev() {
-            if acts.plan.checkpointing && i < last {
+            if acts.plan.recomputed(i) {
                 self.norms_of_inputs(b, acts, i);
                 self.body(b, params, acts, i);
             }
@@ -72,56 +79,58 @@ impl<B: Backend> Mmdit<B> {
             norms.push(NormGrad { d_out: room.norm_image.all(), modulation: Some(self.layout.final_modulation) });
             stats = Some(&acts.final_stats);
         }
-        let slot = last.min(acts.blocks.len() - 1);
         let gate = self.layout.blocks[last].image.mlp_gate();
-        let mut branches = [BranchGrad { y: acts.blocks[slot].image.y.all(), gate, d_y: room.branch_image.all_mut() }];
+        let y = acts.operands[acts.slots.operands.of(last)].image.y.all();
+        let mut branches = [BranchGrad { y, gate, d_y: room.branch_image.all_mut() }];
         let extra = feature_gradient(pass, last);
         let d_table = pass.grads.is_some().then_some(&mut room.table);
         let (shape, table, dx) = (d.adaln(batch, d.image), Some(acts.table.all()), room.image.all_mut());
-        b.adaln_backward(&shape, acts.image[last + 1].all(), stats, table, dx, false, extra, &norms, &mut branches, d_table);
+        b.adaln_backward(&shape, acts.feature(last).all(), stats, table, dx, false, extra, &norms, &mut branches, d_table);
     }
 
     /// From the norms of block `i + 1` and the residual streams to the MLP branches of block `i`.
     fn close_backward(&self, b: &B, acts: &Activations<B>, room: &mut Gradients<B>, pass: &mut Backward<'_, B>, i: usize) {
-        let (d, batch, slot) = (&acts.dims, pass.batch, i.min(acts.blocks.len() - 1));
-        let (layout, next, block) = (&self.layout.blocks[i], &self.layout.blocks[i + 1], &acts.blocks[slot]);
+        let (d, batch, slots) = (&acts.dims, pass.batch, &acts.slots);
+        let (layout, next, operands) = (&self.layout.blocks[i], &self.layout.blocks[i + 1], &acts.operands[slots.operands.of(i)]);
+        let next_stream = slots.streams.of(i + 1);
         let trained = pass.grads.is_some();
         let table = Some(acts.table.all());
 
         let norms = image_norm_gradients::<B>(next, &room.norm_image, &room.norm_image2);
-        let mut branches = [BranchGrad { y: block.image.y.all(), gate: layout.image.mlp_gate(), d_y: room.branch_image.all_mut() }];
-        let (stats, extra) = (Some(&acts.image_stats[i + 1]), feature_gradient(pass, i));
-        let (shape, x_out, dx) = (d.adaln(batch, d.image), acts.image[i + 1].all(), room.image.all_mut());
+        let mut branches = [BranchGrad { y: operands.image.y.all(), gate: layout.image.mlp_gate(), d_y: room.branch_image.all_mut() }];
+        let (stats, extra) = (Some(&acts.image_stats[next_stream]), feature_gradient(pass, i));
+        let (shape, x_out, dx) = (d.adaln(batch, d.image), acts.image[next_stream].all(), room.image.all_mut());
         b.adaln_backward(&shape, x_out, stats, table, dx, true, extra, &norms, &mut branches, trained.then_some(&mut room.table));
 
-        if let Some(stream) = &block.text {
+        if let Some(stream) = &operands.text {
             let norms = [NormGrad { d_out: room.norm_text.all(), modulation: Some(next.text.before_attention()) }];
             let mut branches = [BranchGrad { y: stream.y.all(), gate: layout.text.mlp_gate(), d_y: room.branch_text.all_mut() }];
-            let stats = Some(&acts.text_stats[i + 1]);
+            let stats = Some(&acts.text_stats[next_stream]);
             let residual = i + 2 < acts.plan.blocks; // the last block hands no context on
-            let (shape, x_out, dx) = (d.adaln(batch, d.text), acts.text[i + 1].all(), room.text.all_mut());
+            let (shape, x_out, dx) = (d.adaln(batch, d.text), acts.text[next_stream].all(), room.text.all_mut());
             b.adaln_backward(&shape, x_out, stats, table, dx, residual, None, &norms, &mut branches, trained.then_some(&mut room.table));
         }
     }
 
     /// From the MLP branches of block `i` to the gradients of its norms and of the residual streams that entered it.
     fn body_backward(&self, b: &B, params: &B::Data, acts: &Activations<B>, room: &mut Gradients<B>, pass: &mut Backward<'_, B>, i: usize) {
-        let (d, batch, slot) = (&acts.dims, pass.batch, i.min(acts.blocks.len() - 1));
-        let (layout, block, norms) = (&self.layout.blocks[i], &acts.blocks[slot], &acts.norms[slot]);
+        let (d, batch, slots, layout) = (&acts.dims, pass.batch, &acts.slots, &self.layout.blocks[i]);
+        let (block, operands) = (&acts.blocks[slots.kept.of(i)], &acts.operands[slots.operands.of(i)]);
+        let (norms, qkv) = (&acts.norms[slots.operands.of(i)], &acts.qkv[slots.qkv.of(i)]);
         let text_out = i + 1 < acts.plan.blocks;
         let rows = [batch * d.image, batch * d.text];
         let table = Some(acts.table.all());
         let grads = &mut pass.grads;
 
         if let Some((fc1, fc2)) = &layout.image.mlp {
-            weight_gradient(b, grads, fc2, rows[0], &block.image.act, &room.branch_image);
+            weight_gradient(b, grads, fc2, rows[0], &operands.image.act, &room.branch_image);
             b.linear_backward_input_gelu(params, fc2, rows[0], room.branch_image.all(), block.image.pre.all(), room.hidden.all_mut());
-            weight_gradient(b, grads, fc1, rows[0], &block.image.norm, &room.hidden);
+            weight_gradient(b, grads, fc1, rows[0], &operands.image.norm, &room.hidden);
             b.linear_backward_input(params, fc1, rows[0], room.hidden.all(), room.norm_image.all_mut(), false);
         }
         let mut branches =
-            vec![BranchGrad { y: block.image.proj.all(), gate: layout.image.attention_gate(), d_y: room.branch_image.all_mut() }];
-        if let (Some(_), Some((_, proj2))) = (&layout.image.attn2, &block.attn2) {
+            vec![BranchGrad { y: operands.image.proj.all(), gate: layout.image.attention_gate(), d_y: room.branch_image.all_mut() }];
+        if let (Some(_), Some(proj2)) = (&layout.image.attn2, &operands.proj2) {
             branches.push(BranchGrad { y: proj2.all(), gate: layout.image.attention2_gate(), d_y: room.branch_image2.all_mut() });
         }
         let norm_grads = [NormGrad { d_out: room.norm_image.all(), modulation: Some(layout.image.before_mlp()) }];
@@ -133,22 +142,24 @@ impl<B: Backend> Mmdit<B> {
             b.linear_backward_input(params, proj, rows[0], room.branch_image.all(), room.out_image.all_mut(), false);
         }
 
-        if let (true, Some(stream), Some((fc1, fc2)), Some(proj)) = (text_out, &block.text, &layout.text.mlp, &layout.text.attn.proj) {
+        if let (true, Some(kept), Some(stream), Some((fc1, fc2)), Some(proj)) =
+            (text_out, &block.text, &operands.text, &layout.text.mlp, &layout.text.attn.proj)
+        {
             weight_gradient(b, grads, fc2, rows[1], &stream.act, &room.branch_text);
-            b.linear_backward_input_gelu(params, fc2, rows[1], room.branch_text.all(), stream.pre.all(), room.hidden.all_mut());
+            b.linear_backward_input_gelu(params, fc2, rows[1], room.branch_text.all(), kept.pre.all(), room.hidden.all_mut());
             weight_gradient(b, grads, fc1, rows[1], &stream.norm, &room.hidden);
             b.linear_backward_input(params, fc1, rows[1], room.hidden.all(), room.norm_text.all_mut(), false);
             let mut branches = [BranchGrad { y: stream.proj.all(), gate: layout.text.attention_gate(), d_y: room.branch_text.all_mut() }];
             let norm_grads = [NormGrad { d_out: room.norm_text.all(), modulation: Some(layout.text.before_mlp()) }];
-            let (shape, x_out, dx) = (d.adaln(batch, d.text), stream.mid.all(), room.text.all_mut());
+            let (shape, x_out, dx) = (d.adaln(batch, d.text), kept.mid.all(), room.text.all_mut());
             let d_table = grads.is_some().then_some(&mut room.table);
-            b.adaln_backward(&shape, x_out, Some(&stream.stats), table, dx, true, None, &norm_grads, &mut branches, d_table);
+            b.adaln_backward(&shape, x_out, Some(&kept.stats), table, dx, true, None, &norm_grads, &mut branches, d_table);
             weight_gradient(b, grads, proj, rows[1], &block.attn.out_text, &room.branch_text);
             b.linear_backward_input(params, proj, rows[1], room.branch_text.all(), room.out_text.all_mut(), false);
         }
         self.attention_backward(b, params, acts, room, grads, i, batch);
 
-        if let (Some(attn2), Some((kept, _)), Some(norm2)) = (&layout.image.attn2, &block.attn2, &norms.image2) {
+        if let (Some(attn2), Some(kept), Some(norm2), Some(qkv2)) = (&layout.image.attn2, &block.attn2, &norms.image2, &qkv.image2) {
             if let Some(proj) = &attn2.proj {
                 weight_gradient(b, grads, proj, rows[0], &kept.out_image, &room.branch_image2);
                 b.linear_backward_input(params, proj, rows[0], room.branch_image2.all(), room.out_image.all_mut(), false);
@@ -157,7 +168,7 @@ impl<B: Backend> Mmdit<B> {
             let (out, d_out) = ([Some(&kept.out_image), None], [Some(&room.out_image), None]);
             b.attention_backward(&d.attention2(batch), [&kept.q, &kept.k, &kept.v], out, &kept.lse, d_out, joint);
             let (shape, d_joint) = (d.image_qk(batch, attn2, false), [&room.q, &room.k, &room.v]);
-            let (qkv, d_qkv) = (kept.qkv_image.all(), room.qkv_image.all_mut());
+            let (qkv, d_qkv) = (qkv2.all(), room.qkv_image.all_mut());
             b.qk_norm_backward(params, grads.as_deref_mut(), &shape, true, qkv, &kept.rstd_image, d_joint, d_qkv);
             weight_gradient(b, grads, &attn2.qkv, rows[0], norm2, &room.qkv_image);
             b.linear_backward_input(params, &attn2.qkv, rows[0], room.qkv_image.all(), room.norm_image2.all_mut(), false);
@@ -175,10 +186,10 @@ impl<B: Backend> Mmdit<B> {
         i: usize,
         batch: usize,
     ) {
-        let (d, slot) = (&acts.dims, i.min(acts.blocks.len() - 1));
-        let (layout, kept) = (&self.layout.blocks[i], &acts.blocks[slot].attn);
-        let NormActivations { image: norm_image, text: norm_text, .. } = &acts.norms[slot];
-        let AttentionActivations { qkv_image, qkv_text, rstd_image, rstd_text, q, k, v, lse, out_image, out_text } = kept;
+        let (d, slots) = (&acts.dims, &acts.slots);
+        let (layout, kept) = (&self.layout.blocks[i], &acts.blocks[slots.kept.of(i)].attn);
+        let (norms, qkv) = (&acts.norms[slots.operands.of(i)], &acts.qkv[slots.qkv.of(i)]);
+        let AttentionActivations { rstd_image, rstd_text, q, k, v, lse, out_image, out_text } = kept;
         let text_out = i + 1 < acts.plan.blocks;
         let rows = [batch * d.image, batch * d.text];
 
@@ -187,13 +198,16 @@ impl<B: Backend> Mmdit<B> {
 
         let (image, text, d_joint) = (&layout.image.attn, &layout.text.attn, [&room.q, &room.k, &room.v]);
         let (shape, d_qkv) = (d.image_qk(batch, image, true), room.qkv_image.all_mut());
-        b.qk_norm_backward(params, grads.as_deref_mut(), &shape, true, qkv_image.all(), rstd_image, d_joint, d_qkv);
-        weight_gradient(b, grads, &image.qkv, rows[0], norm_image, &room.qkv_image);
+        b.qk_norm_backward(params, grads.as_deref_mut(), &shape, true, qkv.image.all(), rstd_image, d_joint, d_qkv);
+        weight_gradient(b, grads, &image.qkv, rows[0], &norms.image, &room.qkv_image);
         b.linear_backward_input(params, &image.qkv, rows[0], room.qkv_image.all(), room.norm_image.all_mut(), false);
 
+        if i == 0 && grads.is_none() {
+            return; // the context is an input nobody asks a gradient of
+        }
         let (shape, d_qkv) = (d.text_qk(batch, text), room.qkv_text.all_mut());
-        b.qk_norm_backward(params, grads.as_deref_mut(), &shape, text_out, qkv_text.all(), rstd_text, d_joint, d_qkv);
-        weight_gradient(b, grads, &text.qkv, rows[1], norm_text, &room.qkv_text);
+        b.qk_norm_backward(params, grads.as_deref_mut(), &shape, text_out, qkv.text.all(), rstd_text, d_joint, d_qkv);
+        weight_gradient(b, grads, &text.qkv, rows[1], &norms.text, &room.qkv_text);
         b.linear_backward_input(params, &text.qkv, rows[1], room.qkv_text.all(), room.norm_text.all_mut(), false);
     }
 

@@ -4,7 +4,7 @@
 use crate::device::{Backend, Branch, NormOut, PatchOrder, Storage, View, ViewMut};
 use crate::model::Mmdit;
 
-use super::activations::{Activations, AttentionActivations, Dims, NormActivations, StreamActivations};
+use super::activations::{Activations, AttentionActivations, Dims, StreamActivations, StreamOperands, Streams};
 use super::layout::{AttentionLayout, BlockLayout, StreamLayout};
 
 /// What a network is given.
@@ -88,61 +88,65 @@ impl<B: Backend> Mmdit<B> {
 
     /// Norms of block `i` from its kept inputs: at the entry, and again where a block is recomputed.
     pub(super) fn norms_of_inputs(&self, b: &B, acts: &mut Activations<B>, i: usize) {
-        let slot = i.min(acts.norms.len() - 1);
         let (layout, batch, d) = (&self.layout.blocks[i], acts.batch, &acts.dims);
-        let NormActivations { image, image2, text } = &mut acts.norms[slot];
+        let Streams { image, image2, text } = &mut acts.norms[acts.slots.operands.of(i)];
+        let stream = acts.slots.streams.of(i);
         let mut norms = image_norms::<B>(layout, image, image2);
-        let table = Some(acts.table.all());
-        b.adaln(&d.adaln(batch, d.image), acts.image[i].all(), &[], table, None, &mut norms, Some(&mut acts.image_stats[i]));
+        let (table, stats) = (Some(acts.table.all()), Some(&mut acts.image_stats[stream]));
+        b.adaln(&d.adaln(batch, d.image), acts.image[stream].all(), &[], table, None, &mut norms, stats);
         let mut norms = [NormOut { out: text.all_mut(), modulation: Some(layout.text.before_attention()) }];
-        b.adaln(&d.adaln(batch, d.text), acts.text[i].all(), &[], table, None, &mut norms, Some(&mut acts.text_stats[i]));
+        let stats = Some(&mut acts.text_stats[stream]);
+        b.adaln(&d.adaln(batch, d.text), acts.text[stream].all(), &[], table, None, &mut norms, stats);
     }
 
     /// Attention and MLP of block `i`, up to the outputs of both branches.
     pub(super) fn body(&self, b: &B, params: &B::Data, acts: &mut Activations<B>, i: usize) {
-        let slot = i.min(acts.blocks.len() - 1);
         let text_out = i + 1 < acts.plan.blocks;
-        let (layout, batch, d) = (&self.layout.blocks[i], acts.batch, &acts.dims);
-        let (norms, block) = (&acts.norms[slot], &mut acts.blocks[slot]);
+        let (layout, batch, d, slots) = (&self.layout.blocks[i], acts.batch, &acts.dims, &acts.slots);
+        let (norms, qkv) = (&acts.norms[slots.operands.of(i)], &mut acts.qkv[slots.qkv.of(i)]);
+        let (block, operands) = (&mut acts.blocks[slots.kept.of(i)], &mut acts.operands[slots.operands.of(i)]);
+        let stream = slots.streams.of(i);
 
-        attend(b, params, d, batch, &layout.image.attn, Some(&layout.text.attn), norms, text_out, &mut block.attn);
+        attend(b, params, d, batch, [&layout.image.attn, &layout.text.attn], norms, text_out, qkv, &mut block.attn);
         let mut branches = Vec::with_capacity(2);
-        let StreamActivations { proj, mid, norm, stats, .. } = &mut block.image;
+        let StreamOperands { proj, norm, .. } = &mut operands.image;
         if let Some(layer) = &layout.image.attn.proj {
             b.linear(params, layer, batch * d.image, block.attn.out_image.all(), proj.all_mut(), false);
         }
         branches.push(Branch { y: proj.all(), gate: layout.image.attention_gate() });
-        if let (Some(attn2), Some((kept, proj2)), Some(norm2)) = (&layout.image.attn2, &mut block.attn2, &norms.image2) {
-            attend2(b, params, d, batch, attn2, norm2, kept);
+        if let (Some(attn2), Some(kept), Some(norm2), Some(qkv2), Some(proj2)) =
+            (&layout.image.attn2, &mut block.attn2, &norms.image2, &mut qkv.image2, &mut operands.proj2)
+        {
+            attend2(b, params, d, batch, attn2, norm2, qkv2, kept);
             if let Some(proj) = &attn2.proj {
                 b.linear(params, proj, batch * d.image, kept.out_image.all(), proj2.all_mut(), false);
             }
             branches.push(Branch { y: proj2.all(), gate: layout.image.attention2_gate() });
         }
+        let StreamActivations { mid, stats, .. } = &mut block.image;
         let mut outputs = [NormOut { out: norm.all_mut(), modulation: Some(layout.image.before_mlp()) }];
         let (shape, table) = (d.adaln(batch, d.image), Some(acts.table.all()));
-        b.adaln(&shape, acts.image[i].all(), &branches, table, Some(mid.all_mut()), &mut outputs, Some(stats));
-        mlp(b, params, &layout.image, batch * d.image, &mut block.image);
+        b.adaln(&shape, acts.image[stream].all(), &branches, table, Some(mid.all_mut()), &mut outputs, Some(stats));
+        mlp(b, params, &layout.image, batch * d.image, &mut operands.image, &mut block.image.pre);
 
-        if let (true, Some(text), Some(proj)) = (text_out, &mut block.text, &layout.text.attn.proj) {
+        if let (true, Some(kept), Some(text), Some(proj)) = (text_out, &mut block.text, &mut operands.text, &layout.text.attn.proj) {
             b.linear(params, proj, batch * d.text, block.attn.out_text.all(), text.proj.all_mut(), false);
-            let StreamActivations { proj, mid, norm, stats, .. } = text;
-            let branches = [Branch { y: proj.all(), gate: layout.text.attention_gate() }];
-            let mut outputs = [NormOut { out: norm.all_mut(), modulation: Some(layout.text.before_mlp()) }];
-            let (shape, table) = (d.adaln(batch, d.text), Some(acts.table.all()));
-            b.adaln(&shape, acts.text[i].all(), &branches, table, Some(mid.all_mut()), &mut outputs, Some(stats));
-            mlp(b, params, &layout.text, batch * d.text, text);
+            let branches = [Branch { y: text.proj.all(), gate: layout.text.attention_gate() }];
+            let mut outputs = [NormOut { out: text.norm.all_mut(), modulation: Some(layout.text.before_mlp()) }];
+            let (shape, StreamActivations { mid, stats, pre }) = (d.adaln(batch, d.text), kept);
+            b.adaln(&shape, acts.text[stream].all(), &branches, table, Some(mid.all_mut()), &mut outputs, Some(stats));
+            mlp(b, params, &layout.text, batch * d.text, text, pre);
         }
     }
 
     /// Adds the MLP's branch of block `i` to the residual streams, and takes the norms that follow.
     fn close(&self, b: &B, acts: &mut Activations<B>, i: usize) {
-        let slot = i.min(acts.blocks.len() - 1);
-        let (layout, batch, d) = (&self.layout.blocks[i], acts.batch, &acts.dims);
-        let (block, table) = (&acts.blocks[slot], Some(acts.table.all()));
-        let image_branch = [Branch { y: block.image.y.all(), gate: layout.image.mlp_gate() }];
+        let (layout, batch, d, slots) = (&self.layout.blocks[i], acts.batch, &acts.dims, &acts.slots);
+        let (block, operands) = (&acts.blocks[slots.kept.of(i)], &acts.operands[slots.operands.of(i)]);
+        let (table, next_stream) = (Some(acts.table.all()), slots.streams.of(i + 1));
+        let image_branch = [Branch { y: operands.image.y.all(), gate: layout.image.mlp_gate() }];
         let image_shape = d.adaln(batch, d.image);
-        let x_out = Some(acts.image[i + 1].all_mut());
+        let x_out = Some(acts.image[next_stream].all_mut());
         if i + 1 == acts.plan.blocks {
             let mut norms = Vec::with_capacity(1);
             let mut stats = None;
@@ -154,16 +158,15 @@ impl<B: Backend> Mmdit<B> {
             return;
         }
         let next = &self.layout.blocks[i + 1];
-        let next_slot = (i + 1).min(acts.norms.len() - 1);
-        let NormActivations { image, image2, text } = &mut acts.norms[next_slot];
+        let Streams { image, image2, text } = &mut acts.norms[slots.operands.of(i + 1)];
         let mut norms = image_norms::<B>(next, image, image2);
-        let stats = Some(&mut acts.image_stats[i + 1]);
+        let stats = Some(&mut acts.image_stats[next_stream]);
         b.adaln(&image_shape, block.image.mid.all(), &image_branch, table, x_out, &mut norms, stats);
-        if let Some(stream) = &block.text {
+        if let (Some(kept), Some(stream)) = (&block.text, &operands.text) {
             let branch = [Branch { y: stream.y.all(), gate: layout.text.mlp_gate() }];
             let mut norms = [NormOut { out: text.all_mut(), modulation: Some(next.text.before_attention()) }];
-            let (shape, stats) = (d.adaln(batch, d.text), Some(&mut acts.text_stats[i + 1]));
-            b.adaln(&shape, stream.mid.all(), &branch, table, Some(acts.text[i + 1].all_mut()), &mut norms, stats);
+            let (shape, stats) = (d.adaln(batch, d.text), Some(&mut acts.text_stats[next_stream]));
+            b.adaln(&shape, kept.mid.all(), &branch, table, Some(acts.text[next_stream].all_mut()), &mut norms, stats);
         }
     }
 }
@@ -177,25 +180,23 @@ fn image_norms<'a, B: Backend>(layout: &BlockLayout, image: &'a mut B::Data, ima
     norms
 }
 
-/// Joint attention of both streams.
+/// Joint attention of both streams, image and text.
 fn attend<B: Backend>(
     b: &B,
     params: &B::Data,
     d: &Dims,
     batch: usize,
-    image: &AttentionLayout,
-    text: Option<&AttentionLayout>,
-    norms: &NormActivations<B>,
+    [image, text]: [&AttentionLayout; 2],
+    norms: &Streams<B>,
     text_out: bool,
+    qkv: &mut Streams<B>,
     kept: &mut AttentionActivations<B>,
 ) {
-    let AttentionActivations { qkv_image, qkv_text, rstd_image, rstd_text, q, k, v, lse, out_image, out_text } = kept;
-    b.linear(params, &image.qkv, batch * d.image, norms.image.all(), qkv_image.all_mut(), false);
-    b.qk_norm(params, &d.image_qk(batch, image, true), qkv_image.all(), q, k, v, rstd_image);
-    if let Some(text) = text {
-        b.linear(params, &text.qkv, batch * d.text, norms.text.all(), qkv_text.all_mut(), false);
-        b.qk_norm(params, &d.text_qk(batch, text), qkv_text.all(), q, k, v, rstd_text);
-    }
+    let AttentionActivations { rstd_image, rstd_text, q, k, v, lse, out_image, out_text } = kept;
+    b.linear(params, &image.qkv, batch * d.image, norms.image.all(), qkv.image.all_mut(), false);
+    b.qk_norm(params, &d.image_qk(batch, image, true), qkv.image.all(), q, k, v, rstd_image);
+    b.linear(params, &text.qkv, batch * d.text, norms.text.all(), qkv.text.all_mut(), false);
+    b.qk_norm(params, &d.text_qk(batch, text), qkv.text.all(), q, k, v, rstd_text);
     b.attention(&d.attention(batch, text_out), [&*q, &*k, &*v], out_image, text_out.then_some(out_text), lse);
 }
 
@@ -207,17 +208,18 @@ fn attend2<B: Backend>(
     batch: usize,
     layout: &AttentionLayout,
     norm: &B::Data,
+    qkv: &mut B::Data,
     kept: &mut AttentionActivations<B>,
 ) {
-    let AttentionActivations { qkv_image, rstd_image, q, k, v, lse, out_image, .. } = kept;
-    b.linear(params, &layout.qkv, batch * d.image, norm.all(), qkv_image.all_mut(), false);
-    b.qk_norm(params, &d.image_qk(batch, layout, false), qkv_image.all(), q, k, v, rstd_image);
+    let AttentionActivations { rstd_image, q, k, v, lse, out_image, .. } = kept;
+    b.linear(params, &layout.qkv, batch * d.image, norm.all(), qkv.all_mut(), false);
+    b.qk_norm(params, &d.image_qk(batch, layout, false), qkv.all(), q, k, v, rstd_image);
     b.attention(&d.attention2(batch), [&*q, &*k, &*v], out_image, None, lse);
 }
 
-fn mlp<B: Backend>(b: &B, params: &B::Data, layout: &StreamLayout, rows: usize, stream: &mut StreamActivations<B>) {
+fn mlp<B: Backend>(b: &B, params: &B::Data, layout: &StreamLayout, rows: usize, stream: &mut StreamOperands<B>, pre: &mut B::Data) {
     if let Some((fc1, fc2)) = &layout.mlp {
-        let StreamActivations { norm, pre, act, y, .. } = stream;
+        let StreamOperands { norm, act, y, .. } = stream;
         b.linear_gelu(params, fc1, rows, norm.all(), pre.all_mut(), act.all_mut());
         b.linear(params, fc2, rows, act.all(), y.all_mut(), false);
     }

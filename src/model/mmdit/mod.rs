@@ -8,7 +8,7 @@ mod layout;
 
 use std::sync::Arc;
 
-pub use activations::{Activations, Gradients, Plan, Shape};
+pub use activations::{Activations, Gradients, Keep, Plan, Shape};
 pub use backward::Backward;
 pub use forward::Inputs;
 pub use layout::MmditLayout;
@@ -83,12 +83,13 @@ impl<B: Backend> Mmdit<B> {
         Ok(Activations::new(b, &self.config, &self.layout, plan)?)
     }
 
-    /// Plans the backward pass of a shape; a frozen network gets no room for gradients of weights or conditioning.
+    /// Plans the backward pass of a shape; where the plan keeps not everything there is no room for gradients of weights or
+    /// conditioning.
     ///
     /// # Errors
     /// When the device's memory is exhausted.
-    pub fn gradients(&self, b: &B, plan: &Plan, frozen: bool) -> Result<Gradients<B>> {
-        Ok(Gradients::new(b, &self.config, &self.layout, plan, frozen)?)
+    pub fn gradients(&self, b: &B, plan: &Plan) -> Result<Gradients<B>> {
+        Ok(Gradients::new(b, &self.config, &self.layout, plan)?)
     }
 }
 

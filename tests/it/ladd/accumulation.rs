@@ -4,7 +4,7 @@ use ladd_fast::device::cpu::Cpu;
 use ladd_fast::device::{Backend, Storage};
 use ladd_fast::ladd::{AdversarialLoss, HostBatch, LaddConfig, Update};
 use ladd_fast::model::{Mmdit, ModelConfig, Shape};
-use ladd_fast::train::{DistillSettings, Distiller, MicroBatch, OptimConfig, StepRecord};
+use ladd_fast::train::{Checkpointing, DistillSettings, Distiller, MicroBatch, OptimConfig, StepRecord};
 
 use crate::golden::{close, parameters, positions};
 use crate::rig::{HostInputs, normals};
@@ -39,7 +39,7 @@ pub fn settings(update: Update, loss: AdversarialLoss) -> DistillSettings {
     };
     let optim = OptimConfig { lr: 1e-4, beta1: 0.9, weight_decay: 0.01, ..OptimConfig::default() };
     let heads = OptimConfig { lr: 2e-4, ..optim.clone() };
-    DistillSettings { ladd, student: optim, heads, total_steps: 10, ema_decay: 0.9, seed: 99, activation_checkpointing: false }
+    DistillSettings { ladd, student: optim, heads, total_steps: 10, ema_decay: 0.9, seed: 99, activation_checkpointing: Checkpointing::Off }
 }
 
 /// A distillation whose student differs from its teacher.
@@ -68,6 +68,11 @@ impl Data {
 
     /// One step in micro-batches of `size`.
     pub fn step<B: Backend>(&self, b: &B, distiller: &mut Distiller<B>, size: usize) -> StepRecord {
+        self.try_step(b, distiller, size).unwrap()
+    }
+
+    /// The same where the device may fail.
+    pub fn try_step<B: Backend>(&self, b: &B, distiller: &mut Distiller<B>, size: usize) -> ladd_fast::Result<StepRecord> {
         let parts: Vec<_> = (0..4 / size).map(|i| i * size..(i + 1) * size).collect();
         let parts: Vec<_> = parts.into_iter().map(|range| (self.inputs.samples(range.clone()), self.mismatch.samples(range))).collect();
         let micro_batches: Vec<_> = parts
@@ -82,8 +87,8 @@ impl Data {
                 },
             })
             .collect();
-        distiller.step(b, &micro_batches).unwrap();
-        distiller.record(b, 0.0).unwrap()
+        distiller.step(b, &micro_batches)?;
+        distiller.record(b, 0.0)
     }
 }
 

@@ -6,7 +6,7 @@ use ladd_fast::device::{HINGE_STATS, HingeStat, StepValues};
 use ladd_fast::flow::TimestepDistribution;
 use ladd_fast::ladd::{AdversarialLoss, LaddConfig, Phase};
 use ladd_fast::model::Shape;
-use ladd_fast::train::OptimConfig;
+use ladd_fast::train::{Checkpointed, OptimConfig};
 
 use super::accumulation::config;
 use super::stage::{Samples, Script, Stage};
@@ -18,7 +18,7 @@ const H: f64 = 1e-8;
 
 type Pick = for<'s> fn(&'s mut Stage<'_, Cpu<f64>>) -> &'s mut Buffer<f64>;
 
-fn script(ladd: LaddConfig, checkpointing: bool) -> Script {
+fn script(ladd: LaddConfig, checkpointed: Checkpointed) -> Script {
     Script {
         model: config(),
         ladd: LaddConfig { head_width: 16, student_t: TimestepDistribution::Uniform, ..ladd },
@@ -27,7 +27,7 @@ fn script(ladd: LaddConfig, checkpointing: bool) -> Script {
         ema_decay: 0.0,
         shape: Shape { batch: 3, height: 6, width: 4, text: 2 },
         values: StepValues { seed: 5, step: 3, first_sample: 2, lr: [0.0; 2] },
-        checkpointing,
+        checkpointed,
     }
 }
 
@@ -42,8 +42,8 @@ fn losses(stage: &Stage<'_, Cpu<f64>>, ladd: &LaddConfig, phase: Phase) -> [f64;
     [mean(HingeStat::LossD, usize::from(phase == Phase::Heads)), student]
 }
 
-fn slopes(what: &str, ladd: LaddConfig, checkpointing: bool) {
-    let (b, script) = (Cpu::<f64>::new(), script(ladd, checkpointing));
+fn slopes(what: &str, ladd: LaddConfig, checkpointed: Checkpointed) {
+    let (b, script) = (Cpu::<f64>::new(), script(ladd, checkpointed));
     let inputs = HostInputs::random(&script.model, script.shape, 71);
     let samples = Samples { x0: inputs.latent, context: inputs.context, pooled: inputs.pooled };
     let mut stage = Stage::new(&b, &script, &samples, false);
@@ -85,27 +85,27 @@ fn everything(loss: AdversarialLoss) -> LaddConfig {
 
 #[test]
 fn hinge() {
-    slopes("hinge", LaddConfig::default(), false);
+    slopes("hinge", LaddConfig::default(), Checkpointed::NONE);
 }
 
 #[test]
 fn hinge_with_everything() {
-    slopes("hinge, all groups", everything(AdversarialLoss::Hinge), false);
+    slopes("hinge, all groups", everything(AdversarialLoss::Hinge), Checkpointed::NONE);
 }
 
 #[test]
 fn non_saturating_with_everything() {
-    slopes("non-saturating, all groups", everything(AdversarialLoss::NonSaturating), true);
+    slopes("non-saturating, all groups", everything(AdversarialLoss::NonSaturating), Checkpointed::ALL);
 }
 
 /// Only the first block has a head: the teacher stops there.
 #[test]
 fn one_early_tap() {
-    slopes("tap 0", LaddConfig { taps: vec![0], loss: AdversarialLoss::NonSaturating, ..LaddConfig::default() }, false);
+    slopes("tap 0", LaddConfig { taps: vec![0], loss: AdversarialLoss::NonSaturating, ..LaddConfig::default() }, Checkpointed::NONE);
 }
 
 /// The control experiment: no teacher, no heads.
 #[test]
 fn regression_alone() {
-    slopes("regression", LaddConfig { adversarial_weight: 0.0, distillation_weight: 1.0, ..LaddConfig::default() }, false);
+    slopes("regression", LaddConfig { adversarial_weight: 0.0, distillation_weight: 1.0, ..LaddConfig::default() }, Checkpointed::NONE);
 }

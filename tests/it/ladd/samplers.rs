@@ -6,8 +6,9 @@ use ladd_fast::flow::{SampleSettings, Sampler, SamplerKind, TextBatch};
 use ladd_fast::model::Shape;
 
 use crate::golden::{Golden, Tolerance, cases, close};
+use crate::lab::same_bits;
 use crate::operations::on_every_backend;
-use crate::rig::{Rig, stat};
+use crate::rig::{Rig, data, stat};
 
 on_every_backend!(chains: euler, renoise);
 
@@ -46,15 +47,21 @@ fn run<B: Backend>(b: &B, op: &str, settings: &dyn Fn(&Golden) -> SampleSettings
         let negative = if guided { ["negative_context", "negative_pooled"] } else { ["context", "pooled"] }.map(|name| case.input(name));
         let part = |values: &[f32], i: usize| values[values.len() / batch * i..values.len() / batch * (i + 1)].to_vec();
         let mut sampler = Sampler::new(b, &rig.model, shape, guided).unwrap();
-        let mut latents = Vec::new();
-        for i in 0..batch {
+        let mut one = |params: &B::Data, i: usize| {
             let texts = [&context, &pooled, &negative[0], &negative[1]].map(|values| part(values, i));
             let text = TextBatch { context: &texts[0], pooled: &texts[1] };
             let negative = TextBatch { context: &texts[2], pooled: &texts[3] };
             let first = FIRST_SAMPLE + i as u32;
-            latents.extend(sampler.sample(b, &rig.model, &rig.params, &settings, seed, first, 1, text, negative).unwrap());
-        }
+            sampler.sample(b, &rig.model, params, &settings, seed, first, 1, text, negative).unwrap()
+        };
+        let latents: Vec<f32> = (0..batch).flat_map(|i| one(&rig.params, i)).collect();
         case.compare(&format!("out.step{}", settings.steps - 1), &latents, tolerance);
+
+        // By now a device that replays does; and it tells one network's weights from another's.
+        same_bits("again", &one(&rig.params, 0), &latents[..numel]);
+        let zeros = data(b, &vec![0.0; rig.weights.len()]);
+        assert_ne!(one(&zeros, 0), &latents[..numel], "another network's weights");
+        same_bits("and again", &one(&rig.params, 1 % batch), &latents[numel * (1 % batch)..][..numel]);
 
         // The whole batch with the first sample's negative text: the first sample is the same.
         let (context_, pooled_) = (part(&negative[0], 0), part(&negative[1], 0));

@@ -3,7 +3,7 @@
 use ladd_fast::device::{Backend, Groups, StepValues};
 use ladd_fast::ladd::{Batch, HostBatch, LaddConfig, LaddStep, Phase};
 use ladd_fast::model::{Heads, HeadsShape, Mmdit, ModelConfig, Shape};
-use ladd_fast::train::{Network, OptimConfig};
+use ladd_fast::train::{Checkpointed, Network, OptimConfig};
 
 use crate::golden::{parameters, positions};
 use crate::rig::data;
@@ -35,7 +35,7 @@ pub struct Script {
     pub ema_decay: f64,
     pub shape: Shape,
     pub values: StepValues,
-    pub checkpointing: bool,
+    pub checkpointed: Checkpointed,
 }
 
 /// Real latents and text.
@@ -73,7 +73,7 @@ impl<'a, B: Backend> Stage<'a, B> {
         let arena = |seed: u64| parameters(&student_model.layout().arena, seed);
         let student = Network::new(b, &arena(student_seed), &script.optim[0], 0, script.ema_decay).unwrap();
         let heads = Network::new(b, &parameters(heads_model.arena(), heads_seed), &script.optim[1], 1, 0.0).unwrap();
-        let step = LaddStep::new(b, ladd, &student_model, &teacher_model, &heads_model, *shape, script.checkpointing).unwrap();
+        let step = LaddStep::new(b, ladd, &student_model, &teacher_model, &heads_model, *shape, script.checkpointed).unwrap();
         let mut values = b.alloc_step().unwrap();
         b.upload_step(&script.values, &mut values);
         let mut stage = Self {

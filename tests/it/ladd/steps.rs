@@ -3,7 +3,7 @@
 use ladd_fast::device::{Backend, HINGE_STATS, HingeStat, StepValues, Storage};
 use ladd_fast::ladd::{LaddConfig, Phase, Update};
 use ladd_fast::model::{Layout, Shape};
-use ladd_fast::train::{OptimConfig, Schedule};
+use ladd_fast::train::{Checkpointed, OptimConfig, Schedule};
 use serde_json::Value;
 
 use super::stage::{Samples, Script, Stage};
@@ -58,7 +58,7 @@ fn script(case: &Golden) -> Script {
         },
         optim,
         model,
-        checkpointing: false,
+        checkpointed: Checkpointed::NONE,
     }
 }
 
@@ -157,7 +157,7 @@ fn checkpointing_changes_no_bit<B: Backend>(b: &B, _: Tolerance) {
         case.skip(&name);
     }
     let plain = script(&case);
-    let saving = Script { checkpointing: true, ..plain.clone() };
+    let saving = Script { checkpointed: Checkpointed::ALL, ..plain.clone() };
     let [a, b] = [plain, saving].map(|script| {
         let mut stage = Stage::new(b, &script, &samples(&case), true);
         stage.run(Phase::Both, 1.0);

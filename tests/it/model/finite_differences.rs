@@ -2,7 +2,7 @@
 
 use ladd_fast::device::cpu::{Buffer, Cpu};
 use ladd_fast::device::{Backend, Storage};
-use ladd_fast::model::{Backward, Inputs, Mmdit, ModelConfig, Plan, Shape};
+use ladd_fast::model::{Backward, Inputs, Keep, Mmdit, ModelConfig, Plan, Shape};
 
 use crate::golden::{parameters, positions};
 use crate::rig::{HostInputs, Upstream, data, normals, stat};
@@ -55,7 +55,7 @@ impl Problem {
             t: stat(&b, &inputs.t),
             context: data(&b, &inputs.context),
             pooled: data(&b, &inputs.pooled),
-            plan: Plan { shape, blocks: config.depth, velocity: true, checkpointing: false },
+            plan: Plan { shape, blocks: config.depth, velocity: true, keep: Keep::Everything, checkpointed: 0 },
             upstream: Upstream::random(&config, shape, seed),
             model,
             b,
@@ -87,7 +87,7 @@ impl Problem {
         if !gradients {
             return (value, Vec::new(), Vec::new());
         }
-        let mut room = self.model.gradients(b, &self.plan, false).unwrap();
+        let mut room = self.model.gradients(b, &self.plan).unwrap();
         let d_velocity = stat(b, d_velocity);
         let d_taps: Vec<_> = self.upstream.taps.iter().map(|(i, d)| (*i, data(b, d))).collect();
         let d_features: Vec<_> = d_taps.iter().map(|(i, d)| (*i, d.all())).collect();

@@ -39,7 +39,7 @@ fn blocks_and_models<B: Backend>(b: &B, tolerance: Tolerance) {
             check(&rig, &case, pass, &got, tolerance);
             let frozen = rig.run(&inputs, &upstream, Options { frozen: true, ..options });
             same_bits("latent gradient of a frozen network", &frozen.d_latent, &got.d_latent);
-            let again = rig.run(&inputs, &upstream, Options { checkpointing: true, ..options });
+            let again = rig.run(&inputs, &upstream, Options { checkpointed: blocks, ..options });
             same_bits("latent gradient with checkpointing", &again.d_latent, &got.d_latent);
             same_bits("gradients with checkpointing", &again.grads, &got.grads);
             same_bits("features with checkpointing", &again.taps.concat(), &got.taps.concat());

@@ -2,7 +2,7 @@
 //! attention.
 
 use ladd_fast::device::cpu::Cpu;
-use ladd_fast::model::{Mmdit, ModelConfig, Plan, Shape};
+use ladd_fast::model::{Keep, Mmdit, ModelConfig, Plan, Shape};
 use proptest::prelude::*;
 
 use crate::golden::{Tolerance, close, positions};
@@ -34,6 +34,11 @@ fn networks() -> impl Strategy<Value = (ModelConfig, Shape)> {
     )
 }
 
+/// Four times the goldens' bound: a norm over the few channels of some random network enlarges rounding more than those do.
+fn bound() -> f64 {
+    4.0 * Tolerance::F32.relative()
+}
+
 fn settings() -> ProptestConfig {
     ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() }
 }
@@ -53,14 +58,14 @@ proptest! {
             let part = |d: &Vec<f32>| d[d.len() / shape.batch * i..d.len() / shape.batch * (i + 1)].to_vec();
             let d = Upstream { velocity: upstream.velocity.as_ref().map(part), taps: upstream.taps.iter().map(|(i, d)| (*i, part(d))).collect() };
             let alone = rig.run(&one, &d, rig.whole(&one));
-            let bound = Tolerance::F32.relative();
+            let bound = bound();
             close("velocity", &alone.velocity.unwrap(), &part(whole.velocity.as_ref().unwrap()), bound);
             close("features", alone.taps.last().unwrap(), &part(whole.taps.last().unwrap()), bound);
             close("latent gradient", &alone.d_latent, &part(&whole.d_latent), bound);
             grads.iter_mut().zip(&alone.grads).for_each(|(sum, g)| *sum += f64::from(*g));
         }
         let sum: Vec<f32> = grads.iter().map(|g| *g as f32).collect();
-        close("gradients", &whole.grads, &sum, Tolerance::F32.relative());
+        close("gradients", &whole.grads, &sum, bound());
     }
 
     #[test]
@@ -71,7 +76,7 @@ proptest! {
         let got = rig.run(&inputs, &upstream, rig.whole(&inputs));
         let rig = Rig::new(&double, &config, seed);
         let expected = rig.run(&inputs, &upstream, rig.whole(&inputs));
-        let bound = Tolerance::F32.relative();
+        let bound = bound();
         close("velocity", &got.velocity.unwrap(), &expected.velocity.unwrap(), bound);
         close("features", &got.taps.concat(), &expected.taps.concat(), bound);
         close("latent gradient", &got.d_latent, &expected.d_latent, bound);
@@ -91,11 +96,15 @@ proptest! {
         }
         for (blocks, upstream) in blocks {
             let options = Options { blocks, ..rig.whole(&inputs) };
+            let checkpointed = 1 + seed as usize % blocks;
             let whole = rig.run(&inputs, &upstream, options);
+            if let Some(velocity) = &whole.velocity {
+                same_bits("inference", &rig.infer(&inputs), velocity);
+            }
             let frozen = rig.run(&inputs, &upstream, Options { frozen: true, ..options });
-            let again = rig.run(&inputs, &upstream, Options { checkpointing: true, ..options });
-            let both = rig.run(&inputs, &upstream, Options { frozen: true, checkpointing: true, ..options });
-            let roomy = rig.run(&inputs, &upstream, Options { spare: 2, checkpointing: shape.text > 1, ..options });
+            let again = rig.run(&inputs, &upstream, Options { checkpointed, ..options });
+            let both = rig.run(&inputs, &upstream, Options { frozen: true, checkpointed, ..options });
+            let roomy = rig.run(&inputs, &upstream, Options { spare: 2, checkpointed: (shape.text > 1).into(), ..options });
             same_bits("planned for more samples", &roomy.d_latent, &whole.d_latent);
             same_bits("planned for more samples: gradients", &roomy.grads, &whole.grads);
             same_bits("planned for more samples: features", &roomy.taps.concat(), &whole.taps.concat());
@@ -116,8 +125,8 @@ proptest! {
         let zeros = rig.run(&inputs, &upstream.first(batch, shape.batch), rig.whole(&inputs));
         let (taken, rest) = part.d_latent.split_at(part.d_latent.len() / shape.batch * batch);
         let (expected, nothing) = zeros.d_latent.split_at(taken.len());
-        close("latent gradient", taken, expected, Tolerance::F32.relative());
-        close("gradients", &part.grads, &zeros.grads, Tolerance::F32.relative());
+        close("latent gradient", taken, expected, bound());
+        close("gradients", &part.grads, &zeros.grads, bound());
         assert!(rest.iter().all(|d| d.is_nan()), "a sample that takes no part got a gradient");
         assert!(nothing.iter().all(|d| *d == 0.0));
     }
@@ -137,7 +146,7 @@ proptest! {
             4 => (Shape { batch: 0, ..shape }, "batch"),
             _ => (Shape { text: 0, ..shape }, "text"),
         };
-        let plan = |shape: Shape| Plan { shape, blocks: config.depth, velocity: true, checkpointing: false };
+        let plan = |shape: Shape| Plan { shape, blocks: config.depth, velocity: true, keep: Keep::Everything, checkpointed: 0 };
         let error = model.activations(&b, plan(bad)).unwrap_err().to_string();
         prop_assert!(error.contains(says), "{}", error);
         let fits = model.activations(&b, plan(shape));

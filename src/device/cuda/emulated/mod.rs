@@ -4,6 +4,7 @@
 mod gemm;
 mod library;
 
+use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -38,6 +39,8 @@ pub struct Emulated {
     /// Tells its memory from that of other drivers, whose launches may run at the same time.
     number: u64,
     recording: Mutex<Option<Tape>>,
+    /// Bytes of every allocation.
+    allocated: Mutex<HashMap<Address, usize>>,
 }
 
 #[derive(Debug, Clone)]
@@ -86,7 +89,23 @@ impl Emulated {
         static DRIVERS: AtomicU64 = AtomicU64::new(0);
         let number = DRIVERS.fetch_add(1, Ordering::Relaxed);
         let properties = Properties { name: "emulator".to_owned(), capability, multiprocessors: 4, memory: 1 << 34 };
-        Self { properties, schedule, number, recording: Mutex::default() }
+        Self { properties, schedule, number, recording: Mutex::default(), allocated: Mutex::default() }
+    }
+
+    /// The same with `bytes` of memory.
+    #[must_use]
+    pub fn with_memory(mut self, bytes: u64) -> Self {
+        self.properties.memory = bytes;
+        self
+    }
+
+    /// Bytes of all allocations.
+    pub fn memory_in_use(&self) -> u64 {
+        self.allocated().values().map(|bytes| *bytes as u64).sum()
+    }
+
+    fn allocated(&self) -> MutexGuard<'_, HashMap<Address, usize>> {
+        self.allocated.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn failed(&self, what: &str, cause: impl Into<String>) -> DeviceError {
@@ -206,11 +225,16 @@ impl Driver for Emulated {
 
     fn allocate(&self, bytes: usize) -> Result<Address, DeviceError> {
         self.outside_recording("an allocation")?;
+        let exhausted = || DeviceError::OutOfMemory { device: self.properties.name.clone(), requested: bytes as u64 };
+        if self.memory_in_use() + bytes as u64 > self.properties.memory {
+            return Err(exhausted());
+        }
         // SAFETY: any size may be asked for; null is checked.
         let address = unsafe { (Library::get().allocate)(bytes, self.number) } as Address;
         if address == 0 {
-            return Err(DeviceError::OutOfMemory { device: self.properties.name.clone(), requested: bytes as u64 });
+            return Err(exhausted());
         }
+        self.allocated().insert(address, bytes);
         Ok(address)
     }
 
@@ -219,6 +243,7 @@ impl Driver for Emulated {
         let _ = self.outside_recording("a release of memory");
         // SAFETY: buffers give back each address of `allocate` once; the emulator ignores addresses that it does not know.
         unsafe { (Library::get().free)(address as *mut c_void) };
+        self.allocated().remove(&address);
     }
 
     fn write(&self, to: Address, bytes: &[u8]) -> Result<(), DeviceError> {
