@@ -267,7 +267,7 @@ __device__ __forceinline__ void add_dq(Shared<D>& shared, const Work& work, int 
 }
 
 // The 64 rows of keys or values that a warpgroup multiplies from the left in every step: at head_dim 64 in registers, which
-// spares shared memory a third of the reads for scores and dP; at 128 there is no room.
+// spares shared memory half of the reads for scores and dP; at 128 there is no room.
 template <int D>
 struct LeftRows {
     static constexpr bool IN_REGISTERS = D == 64;
