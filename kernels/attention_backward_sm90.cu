@@ -444,8 +444,8 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const Work& work) {
         wgmma_wait<1>();
         wgmma_done(dv);
         arrive(&shared.d_out_empty[stage]);
-        // Both warpgroups have stored dS of the last step. The first has none before it, and the last no queries behind it: what
-        // is multiplied there in place of them goes nowhere, and no product needs a branch on n.
+        // Both warpgroups have stored dS of the last step. The first has none before it, the last no queries behind it: what is
+        // multiplied there in place of them goes nowhere, and no product needs a branch on n.
         if (n > 0) mbar_wait(&shared.ds_full[stage_of(n - 1)], phase_of(n - 1));
         if (takes_dq<D>(n + 1, group)) queue_dq(dq, desc_advance(ds_tile, stage_of(n + 1) * DS_BYTES), dq_k);
         // The next queries have arrived.
