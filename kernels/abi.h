@@ -146,6 +146,35 @@ enum {
     ATTENTION_SM90_SHARED_D128 = 2 * 128 * (ATTENTION_SM90_QUERIES + 2 * ATTENTION_SM90_STAGES_D128 * ATTENTION_SM90_KEYS) + 1024
 };
 
+/* ---- attention_backward_sm90.cu --------------------------------------------------------------------------------- */
+
+/* Queries are taken in tiles of ATTENTION_BACKWARD_SM90_QUERIES tokens of one stream: the tiles of the image, then those of
+ * the text. Per tile, head and sample there are statistics, a sum of dq and a flag. */
+typedef struct AttentionBackwardSm90Params {
+    AttentionBackwardParams of; /* its statistics: f32 [B, H, tiles, 2, queries], scratch: lse to base 2 (infinite behind the
+                                   end of the stream) and rowsum(d_out * out) */
+    DevicePtr dq_sums;      /* f32 [B, H, tiles, D / 64, 8, 128, 4], scratch: dq / scale as the threads of a warpgroup hold it */
+    DevicePtr flags;        /* u32 [B, H, tiles], scratch: how many blocks of keys have added to the tile's sum */
+    DevicePtr ticket;       /* u32 [1], scratch: how many blocks have begun */
+    uint32_t tiles;         /* of all asking tokens */
+    uint32_t image_tiles;
+    uint32_t first_tile;    /* tiles [first_tile, last_tile) have a gradient of their output */
+    uint32_t last_tile;
+    uint32_t key_blocks;
+    uint32_t ordered;       /* whether sums are added up in the order of the keys: the same bits on every run */
+} AttentionBackwardSm90Params;
+
+/* Tiles, and shared memory: keys and values; two stages each of queries, upstream gradients, dS, dq and statistics; a page
+ * for the barriers. */
+enum {
+    ATTENTION_BACKWARD_SM90_THREADS = 384,
+    ATTENTION_BACKWARD_SM90_KEYS = 128,
+    ATTENTION_BACKWARD_SM90_QUERIES = 64,
+    ATTENTION_BACKWARD_SM90_SHARED_D64 = 2 * 2 * 128 * 64 + 2 * 64 * (2 * 2 * 64 + 2 * 128 + 4 * 64 + 8) + 1024,
+    ATTENTION_BACKWARD_SM90_SHARED_D128 = 2 * 2 * 128 * 128 + 2 * 64 * (2 * 2 * 128 + 2 * 128 + 4 * 128 + 8) + 1024,
+    ATTENTION_BACKWARD_SM90_FINISH_THREADS = 256
+};
+
 /* ---- qk_norm.cu ------------------------------------------------------------------------------------------------- */
 
 typedef struct QkNormParams {

@@ -233,23 +233,7 @@ __device__ __forceinline__ void statistics(const AttentionBackwardParams& params
     const uint32_t token = row % params.queries;
     const uint64_t sample = row / params.queries;
     const bool inside = sample < params.batch;
-    float sum = 0.0f;
-    if (inside) {
-        const StreamRows<const bf16> outs(params.out_image, params.out_text, params.image, params.keys, params.heads,
-                                          params.head_dim, sample, head);
-        const StreamRows<const bf16> d_outs(params.d_out_image, params.d_out_text, params.image, params.keys, params.heads,
-                                            params.head_dim, sample, head);
-        const bf16* out = outs(token);
-        const bf16* d_out = d_outs(token);
-        for (uint32_t column = lane * WIDTH; out && d_out && column < params.head_dim; column += STATISTICS_LANES * WIDTH) {
-            float a[WIDTH], b[WIDTH];
-            load<WIDTH>(out + column, a);
-            load<WIDTH>(d_out + column, b);
-#pragma unroll
-            for (int i = 0; i < WIDTH; i++) sum = fmaf(a[i], b[i], sum);
-        }
-    }
-    for (int distance = STATISTICS_LANES / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+    const float sum = sum_of_d_out_out<WIDTH>(params, sample, head, token, lane, inside);
     if (inside && lane == 0) {
         const uint64_t place = (sample * params.heads + head) * params.keys + token;
         at<float2>(params.statistics)[place] = make_float2(at<const float>(params.lse)[place] * LOG2_E, sum);

@@ -73,23 +73,58 @@ impl Options {
         keeps(&self.filter, operation) && keeps(&self.shape, shape)
     }
 
-    /// Every case that is wanted: operation, name of the shape, sizes.
-    fn cases<'a>(&self, b: &'a Cuda) -> Vec<(Entry<'a, Cuda>, String)> {
+    /// Every case that is wanted.
+    fn cases<'a>(&self, devices: &'a Devices) -> Vec<Case<'a>> {
+        let mut cases = self.cases_on(&devices.ordered);
+        for Case { b, entry, shape } in devices.unordered.iter().flat_map(|b| self.cases_on(b)) {
+            if entry.name == "attention_backward" {
+                cases.push(Case { b, entry: Entry { name: "attention_backward_unordered", ..entry }, shape });
+            }
+        }
+        cases
+    }
+
+    fn cases_on<'a>(&self, b: &'a Cuda) -> Vec<Case<'a>> {
         let of = |shape: Shape| {
             let entries = entries(b, shape.sizes).into_iter();
-            entries.filter_map(move |entry| shape.name(entry.name).map(|name| (entry, name)))
+            entries.filter_map(move |entry| shape.name(entry.name).map(|shape| Case { b, entry, shape }))
         };
         let of_goal = |goal: goals::Goal| {
             let entries = entries(b, goal.sizes).into_iter();
-            entries.filter_map(move |entry| goal.name(entry.name).map(|name| (entry, name)))
+            entries.filter_map(move |entry| goal.name(entry.name).map(|shape| Case { b, entry, shape }))
         };
         let cases: Vec<_> = match self.goals {
             true => goals::all(self.dry).into_iter().flat_map(of_goal).collect(),
             false => shapes::all(self.dry).into_iter().flat_map(of).collect(),
         };
         let cases = cases.into_iter();
-        cases.filter(|(entry, shape)| self.wanted(entry.name, shape)).collect()
+        cases.filter(|case| self.wanted(case.entry.name, &case.shape)).collect()
     }
+
+    fn open(&self) -> Result<Cuda, String> {
+        if self.dry { Ok(Cuda::new(Arc::new(Emulated::new(Schedule::default())))) } else { gpu(self.gpu) }
+    }
+}
+
+/// The device, and once more with sums over blocks in any order, where there are kernels to which that matters.
+struct Devices {
+    ordered: Cuda,
+    unordered: Option<Cuda>,
+}
+
+impl Devices {
+    fn open(options: &Options) -> Result<Self, String> {
+        let ordered = options.open()?;
+        let unordered = if ordered.properties().hopper() { Some(options.open()?.without_order()) } else { None };
+        Ok(Self { ordered, unordered })
+    }
+}
+
+/// An operation on a device at a shape, by its name.
+struct Case<'a> {
+    b: &'a Cuda,
+    entry: Entry<'a, Cuda>,
+    shape: String,
 }
 
 #[cfg(feature = "cuda")]
@@ -166,7 +201,7 @@ impl Machine {
 }
 
 /// Measures one case.
-fn case<'a>(b: &'a Cuda, machine: &Machine, effort: Effort, (entry, shape): &(Entry<'a, Cuda>, String), check: bool) -> Value {
+fn measured(machine: &Machine, effort: Effort, Case { b, entry, shape }: &Case<'_>, check: bool) -> Value {
     let mut bench = Bench::new(b, entry, effort);
     let samples = bench.samples(effort);
     let seconds = median(&samples);
@@ -192,17 +227,18 @@ fn case<'a>(b: &'a Cuda, machine: &Machine, effort: Effort, (entry, shape): &(En
 }
 
 /// Medians of every case, as JSON.
-fn medians(b: &Cuda, options: &Options, effort: Effort) -> Value {
+fn medians(devices: &Devices, options: &Options, effort: Effort) -> Value {
+    let b = &devices.ordered;
     let machine = Machine::measure(b, effort, options.dry);
     let rules = if options.dry { "dry run of tiny shapes on the emulated device: no number here is a measurement" } else { RULES };
     let mut report = report::facts(&b.name(), rules);
     report["copy_gb_s"] = json!(four_digits(machine.copy));
     report["matrix_tflop_s"] = json!(four_digits(machine.matrix));
-    let cases = options.cases(b);
+    let cases = options.cases(devices);
     report["results"] = json!([]);
     for (i, one) in cases.iter().enumerate() {
-        eprintln!("kernels: {} of {}, {} at {}", i + 1, cases.len(), one.0.name, one.1);
-        let result = case(b, &machine, effort, one, options.dry);
+        eprintln!("kernels: {} of {}, {} at {}", i + 1, cases.len(), one.entry.name, one.shape);
+        let result = measured(&machine, effort, one, options.dry);
         report["results"].as_array_mut().into_iter().for_each(|results| results.push(result.clone()));
         // A run that is cut short leaves what it has.
         options.json.iter().for_each(|path| write(path, &report));
@@ -211,10 +247,10 @@ fn medians(b: &Cuda, options: &Options, effort: Effort) -> Value {
 }
 
 /// One criterion group per operation.
-fn with_criterion(b: &Cuda, options: &Options) {
+fn with_criterion(devices: &Devices, options: &Options) {
     let mut criterion = Criterion::default().sample_size(30).warm_up_time(Duration::from_millis(200));
     criterion = criterion.measurement_time(Duration::from_secs(1)).without_plots();
-    for (entry, shape) in options.cases(b) {
+    for Case { b, entry, shape } in options.cases(devices) {
         let mut group = criterion.benchmark_group(entry.name);
         group.throughput(match entry.work {
             Work::Flops(n) => Throughput::Elements(n as u64),
@@ -247,9 +283,8 @@ fn main() {
         println!("{}", report::table(&report));
         return;
     }
-    let device = if options.dry { Ok(Cuda::new(Arc::new(Emulated::new(Schedule::default())))) } else { gpu(options.gpu) };
-    let b = match device {
-        Ok(b) => b,
+    let devices = match Devices::open(&options) {
+        Ok(devices) => devices,
         Err(cause) => {
             println!("kernels: nothing was measured, there is no GPU: {cause}");
             // Without a file to write, as in a plain `cargo bench`, that is no mistake.
@@ -258,10 +293,10 @@ fn main() {
     };
     if options.dry || options.json.is_some() {
         let full = if options.goals { Effort::BRIEF } else { Effort::FULL };
-        let report = medians(&b, &options, if options.dry { Effort::DRY } else { full });
+        let report = medians(&devices, &options, if options.dry { Effort::DRY } else { full });
         options.json.iter().for_each(|path| write(path, &report));
         println!("{}", report::table(&report));
     } else {
-        with_criterion(&b, &options);
+        with_criterion(&devices, &options);
     }
 }

@@ -181,6 +181,18 @@ void bulk_reduce_add(float* global, const float* shared, uint32_t bytes) {
     });
 }
 
+// ---- flags in global memory ---------------------------------------------------------------------------------------
+
+bool flag_has(const void* flag, uint64_t value) {
+    uint32_t& awaited = *const_cast<uint32_t*>(static_cast<const uint32_t*>(flag));
+    return std::atomic_ref<uint32_t>(awaited).load() == value;
+}
+
+void flag_wait(const uint32_t* flag, uint32_t value, Where where) {
+    require_global(flag, "flag_wait");
+    wait(flag_has, flag, value, "flag_wait", where);
+}
+
 // ---- TMA --------------------------------------------------------------------------------------------------------
 
 // Our own encoding of a tensor map.

@@ -54,6 +54,12 @@ void bulk_load(void* shared, const void* global, uint32_t bytes, uint64_t* barri
 void bulk_store(void* global, const void* shared, uint32_t bytes);
 void bulk_reduce_add(float* global, const float* shared, uint32_t bytes);
 
+// ---- flags in global memory ---------------------------------------------------------------------------------------
+
+// Waits for another block. A block of which nobody else can go on keeps its OS thread: the other one must have begun.
+void flag_wait(const uint32_t* flag, uint32_t value, Where where);
+bool flag_has(const void* flag, uint64_t value);
+
 // ---- TMA --------------------------------------------------------------------------------------------------------
 
 using Coordinates = std::array<int, 5>;

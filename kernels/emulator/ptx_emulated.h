@@ -58,6 +58,7 @@ inline void mbar_wait(uint64_t* bar, uint32_t parity, WHERE) { emulator::mbarrie
 // ---- TMA and bulk copies ----------------------------------------------------------------------------------------
 
 inline void fence_proxy_async() {}
+inline void fence_proxy_async_global() {}
 inline void tma_prefetch(const CUtensorMap*) {}
 inline void tma_load_2d(void* shared, const CUtensorMap* map, uint64_t* bar, int x, int y) {
     emulator::tile_load(shared, map, bar, {x, y}, 2);
@@ -94,6 +95,14 @@ void bulk_wait_read(WHERE) {
 template <int KEEP>
 void bulk_wait(WHERE) {
     emulator::wait_for_groups(emulator::self().bulk_copies, KEEP, "bulk_wait", where);
+}
+
+// ---- flags in global memory -------------------------------------------------------------------------------------
+
+inline void flag_wait(const uint32_t* flag, uint32_t value, WHERE) { emulator::flag_wait(flag, value, where); }
+inline void flag_set(uint32_t* flag, uint32_t value) {
+    emulator::require_global(flag, "flag_set");
+    std::atomic_ref<uint32_t>(*flag).store(value);
 }
 
 // ---- registers --------------------------------------------------------------------------------------------------

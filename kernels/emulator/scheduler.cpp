@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <map>
+#include <thread>
 
 #include "async.h"
 #include "faults.h"
@@ -297,6 +298,8 @@ void Worker::end_block(Launch& launch) {
     if (!shared.intact()) launch.fail(where + format(": memory around its %zu bytes of shared memory was written", launch.shared_bytes));
 }
 
+static bool waits_for_flag(const Thread& thread) { return thread.ready == flag_has; }
+
 void Worker::run_block(Launch& launch, size_t number) {
     begin_block(launch, number);
     const BlockClock clock(launch);
@@ -304,10 +307,13 @@ void Worker::run_block(Launch& launch, size_t number) {
         const bool ran = launch.seed == 0 ? run_in_turn(0, block.threads, false) : run_random_warp();
         if (launch.failed) return;
         if (ran) continue;
-        if (block.transfers.empty()) {
-            launch.fail(deadlock(block));
-        } else {
+        if (!block.transfers.empty()) {
             finish_transfer(needed_transfer());
+        } else if (std::any_of(block.thread.begin(), block.thread.end(), waits_for_flag)) {
+            // Another block has to do something, on another OS thread.
+            std::this_thread::yield();
+        } else {
+            launch.fail(deadlock(block));
         }
     }
     if (!launch.failed) end_block(launch);

@@ -1,5 +1,5 @@
-// What the attention kernels share: where the rows of a token lie, the online softmax of a strip of scores, and the store
-// of a strip of results.
+// What the attention kernels share: where the rows of a token lie, a row's statistic of the backward pass, the online softmax
+// of a strip of scores, and the store of a strip of results.
 //
 // A strip is 16 rows of a warp's accumulator, float strip[N / 2] for N columns, as mma.m16n8k16 and wgmma leave it:
 // element i belongs to row lane / 4 + 8 (i / 2 % 2) and column 8 (i / 4) + 2 (lane % 4) + i % 2. A thread so sees two
@@ -63,6 +63,32 @@ struct SplitRows {
 
     __device__ T* operator()(int r) const { return first + r < tokens ? head(first + r) : nullptr; }
 };
+
+// rowsum(dO out) of one token, added up over ATTENTION_STATISTICS_LANES neighbouring lanes, of which this is `lane`; absent
+// streams count as zeros. All lanes of the warp take part, those that are not `inside` for nothing.
+template <int WIDTH>
+__device__ __forceinline__ float sum_of_d_out_out(const AttentionBackwardParams& params, uint32_t sample, uint32_t head,
+                                                  uint32_t token, int lane, bool inside) {
+    constexpr int LANES = ATTENTION_STATISTICS_LANES;
+    float sum = 0.0f;
+    if (inside) {
+        const StreamRows<const bf16> outs(params.out_image, params.out_text, params.image, params.keys, params.heads,
+                                          params.head_dim, sample, head);
+        const StreamRows<const bf16> d_outs(params.d_out_image, params.d_out_text, params.image, params.keys, params.heads,
+                                            params.head_dim, sample, head);
+        const bf16* out = outs(token);
+        const bf16* d_out = d_outs(token);
+        for (uint32_t column = lane * WIDTH; out && d_out && column < params.head_dim; column += LANES * WIDTH) {
+            float a[WIDTH], b[WIDTH];
+            load<WIDTH>(out + column, a);
+            load<WIDTH>(d_out + column, b);
+#pragma unroll
+            for (int i = 0; i < WIDTH; i++) sum = fmaf(a[i], b[i], sum);
+        }
+    }
+    for (int distance = LANES / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+    return sum;
+}
 
 // Replaces what stands for keys behind the end of the sequence: `left` of the strip's columns are in it.
 template <int N>

@@ -1,7 +1,7 @@
 // All inline PTX lives here: kernels call only these wrappers. In the emulator's build the same names come from
 // kernels/emulator/ptx_emulated.h, which says for each what the emulator checks; add a wrapper to both.
 //
-// Sections: language, warps, named barriers, cp.async, mma.sync, mbarrier, TMA and bulk copies, registers, wgmma.
+// Sections: language, warps, named barriers, cp.async, mma.sync, mbarrier, TMA and bulk copies, flags, registers, wgmma.
 #pragma once
 #ifdef LADD_EMULATOR
 #include "ptx_emulated.h"
@@ -149,6 +149,8 @@ PTX void mbar_wait(uint64_t* bar, uint32_t parity) {
 
 // Orders this thread's writes to shared memory before what the copy engine or wgmma reads of it afterwards.
 PTX void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// Orders what this thread knows of global memory before what the copy engine does there for it afterwards.
+PTX void fence_proxy_async_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 PTX void tma_prefetch(const CUtensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
 
 // Tiles of a tensor map into shared memory (128-byte aligned; 1024 with the 128-byte swizzle). What lies outside the
@@ -225,6 +227,20 @@ PTX void bulk_wait_read() {
 template <int KEEP>
 PTX void bulk_wait() {
     asm volatile("cp.async.bulk.wait_group %0;" ::"n"(KEEP) : "memory");
+}
+
+// ---- flags in global memory, by which blocks wait for each other ---------------------------------------------------
+
+// Waits until the flag has this value: what its writer did before is visible then. Only for what a block that has begun
+// already is sure to do, or the device stands still.
+PTX void flag_wait(const uint32_t* flag, uint32_t value) {
+    uint32_t now;
+    do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(__cvta_generic_to_global(flag)) : "memory");
+    } while (now != value);
+}
+PTX void flag_set(uint32_t* flag, uint32_t value) {
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(__cvta_generic_to_global(flag)), "r"(value) : "memory");
 }
 
 // ---- registers of a warpgroup: multiples of 8; the kernel needs __launch_bounds__(threads, 1) ----------------------
@@ -328,6 +344,12 @@ WGMMA(256, 128, 128, 129, 130, 131, 132, 133, 134)
 __device__ __forceinline__ uint64_t desc_sw128(const void* shared, uint32_t lbo, uint32_t sbo) {
     const uint64_t swizzle_128 = 1;
     return (uint64_t)((smem_u32(shared) & 0x3FFFF) >> 4) | (uint64_t)(lbo >> 4) << 16 | (uint64_t)(sbo >> 4) << 32 | swizzle_128 << 62;
+}
+
+// The descriptor of what lies `bytes` further, a multiple of 16: one addition instead of making it anew.
+__device__ __forceinline__ uint64_t desc_advance(uint64_t descriptor, uint32_t bytes) {
+    const uint32_t low = (uint32_t)descriptor + (bytes >> 4);
+    return descriptor >> 32 << 32 | low;
 }
 
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {

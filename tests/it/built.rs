@@ -66,13 +66,18 @@ fn machine_code(cuobjdump: &PathBuf, file: &str, fatbin: &[u8], arch: &str) -> B
 }
 
 /// Instructions that a kernel was written to use: part of its name, architecture, instruction.
-const EXPECTED: [(&str, &str, &str); 13] = [
+const EXPECTED: [(&str, &str, &str); 18] = [
     ("_x8", "sm_80", ".128"),
     ("_x8", "sm_90a", ".128"),
     ("_x4", "sm_80", ".128"),
     ("_x4", "sm_90a", ".128"),
     ("attention_sm90", "sm_90a", "HGMMA"),
     ("attention_sm90", "sm_90a", "UTMALDG"),
+    ("attention_backward_sm90_d", "sm_90a", "HGMMA"),
+    ("attention_backward_sm90_d", "sm_90a", "UTMALDG"),
+    ("attention_backward_sm90_d", "sm_90a", "UBLKRED"),
+    ("attention_backward_sm90_prepare", "sm_90a", ".128"),
+    ("attention_backward_sm90_finish", "sm_90a", ".128"),
     ("attention_d", "sm_80", "HMMA.16816"),
     ("attention_d", "sm_80", "LDSM"),
     ("attention_keys", "sm_80", "HMMA.16816"),

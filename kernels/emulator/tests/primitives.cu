@@ -261,3 +261,16 @@ extern "C" __global__ void test_block(uint64_t out_address) {
     }
 }
 LADD_KERNEL(test_block)
+
+// Blocks that wait for each other: each takes a ticket, waits until the one before has written, and writes.
+// state[2]: tickets, flag. out[ticket]: twice what the one before wrote, plus the ticket.
+extern "C" __global__ void test_flags(uint64_t state_address, uint64_t out_address) {
+    if (threadIdx.x != 0) return;
+    uint32_t* state = at<uint32_t>(state_address);
+    uint32_t* out = at<uint32_t>(out_address);
+    const uint32_t ticket = atomicAdd(state, 1u);
+    flag_wait(state + 1, ticket);
+    out[ticket] = ticket == 0 ? 1 : 2 * out[ticket - 1] + ticket;
+    flag_set(state + 1, ticket + 1);
+}
+LADD_KERNEL(test_flags)

@@ -136,6 +136,27 @@ pub const ATTENTION_SM90_SHARED_D128: _bindgen_ty_5 = 164864;
 pub type _bindgen_ty_5 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct AttentionBackwardSm90Params {
+    pub of: AttentionBackwardParams,
+    pub dq_sums: DevicePtr,
+    pub flags: DevicePtr,
+    pub ticket: DevicePtr,
+    pub tiles: u32,
+    pub image_tiles: u32,
+    pub first_tile: u32,
+    pub last_tile: u32,
+    pub key_blocks: u32,
+    pub ordered: u32,
+}
+pub const ATTENTION_BACKWARD_SM90_THREADS: _bindgen_ty_6 = 384;
+pub const ATTENTION_BACKWARD_SM90_KEYS: _bindgen_ty_6 = 128;
+pub const ATTENTION_BACKWARD_SM90_QUERIES: _bindgen_ty_6 = 64;
+pub const ATTENTION_BACKWARD_SM90_SHARED_D64: _bindgen_ty_6 = 133120;
+pub const ATTENTION_BACKWARD_SM90_SHARED_D128: _bindgen_ty_6 = 231424;
+pub const ATTENTION_BACKWARD_SM90_FINISH_THREADS: _bindgen_ty_6 = 256;
+pub type _bindgen_ty_6 = ::std::os::raw::c_uint;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct QkNormParams {
     pub qkv: DevicePtr,
     pub joint: [DevicePtr; 3usize],
@@ -161,10 +182,10 @@ pub struct QkNormFinalizeParams {
     pub parts: u32,
     pub head_dim: u32,
 }
-pub const QK_NORM_WIDTH: _bindgen_ty_6 = 8;
-pub const QK_NORM_THREADS: _bindgen_ty_6 = 256;
-pub const QK_NORM_FINALIZE_THREADS: _bindgen_ty_6 = 1024;
-pub type _bindgen_ty_6 = ::std::os::raw::c_uint;
+pub const QK_NORM_WIDTH: _bindgen_ty_7 = 8;
+pub const QK_NORM_THREADS: _bindgen_ty_7 = 256;
+pub const QK_NORM_FINALIZE_THREADS: _bindgen_ty_7 = 1024;
+pub type _bindgen_ty_7 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct ColumnSumParams {
@@ -201,12 +222,12 @@ pub struct GemmAnyParams {
     pub fp32: u32,
     pub unused: u32,
 }
-pub const COLUMN_SUM_THREADS: _bindgen_ty_7 = 256;
-pub const GEMM_ANY_THREADS: _bindgen_ty_7 = 256;
-pub const GEMM_ANY_TILE: _bindgen_ty_7 = 64;
-pub type _bindgen_ty_7 = ::std::os::raw::c_uint;
-pub const TIMESTEPS_MAX_DISCRETE: _bindgen_ty_8 = 16;
+pub const COLUMN_SUM_THREADS: _bindgen_ty_8 = 256;
+pub const GEMM_ANY_THREADS: _bindgen_ty_8 = 256;
+pub const GEMM_ANY_TILE: _bindgen_ty_8 = 64;
 pub type _bindgen_ty_8 = ::std::os::raw::c_uint;
+pub const TIMESTEPS_MAX_DISCRETE: _bindgen_ty_9 = 16;
+pub type _bindgen_ty_9 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct TimestepsParams {
@@ -285,10 +306,10 @@ pub struct EulerParams {
     pub guidance: f32,
     pub dt: f32,
 }
-pub const FLOW_THREADS: _bindgen_ty_9 = 256;
-pub type _bindgen_ty_9 = ::std::os::raw::c_uint;
-pub const HINGE_SUMS: _bindgen_ty_10 = 7;
+pub const FLOW_THREADS: _bindgen_ty_10 = 256;
 pub type _bindgen_ty_10 = ::std::os::raw::c_uint;
+pub const HINGE_SUMS: _bindgen_ty_11 = 7;
+pub type _bindgen_ty_11 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct HingeParams {
@@ -323,11 +344,11 @@ pub struct MseParams {
     pub factor: f32,
     pub parts: u32,
 }
-pub const HINGE_THREADS: _bindgen_ty_11 = 256;
-pub const HINGE_CHUNK: _bindgen_ty_11 = 2048;
-pub const MSE_THREADS: _bindgen_ty_11 = 256;
-pub const MSE_MAX_PARTS: _bindgen_ty_11 = 1024;
-pub type _bindgen_ty_11 = ::std::os::raw::c_uint;
+pub const HINGE_THREADS: _bindgen_ty_12 = 256;
+pub const HINGE_CHUNK: _bindgen_ty_12 = 2048;
+pub const MSE_THREADS: _bindgen_ty_12 = 256;
+pub const MSE_MAX_PARTS: _bindgen_ty_12 = 1024;
+pub type _bindgen_ty_12 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct ConvParams {
@@ -365,14 +386,14 @@ pub struct ConvFinishParams {
     pub chunks: u32,
     pub cout: u32,
 }
-pub const CONV_THREADS: _bindgen_ty_12 = 128;
-pub const CONV_LARGE_TILE: _bindgen_ty_12 = 128;
-pub const CONV_SMALL_TILE: _bindgen_ty_12 = 64;
-pub const CONV_DEPTH: _bindgen_ty_12 = 32;
-pub const CONV_STAGES: _bindgen_ty_12 = 4;
-pub const CONV_PAD: _bindgen_ty_12 = 8;
-pub const CONV_FINISH_THREADS: _bindgen_ty_12 = 256;
-pub type _bindgen_ty_12 = ::std::os::raw::c_uint;
+pub const CONV_THREADS: _bindgen_ty_13 = 128;
+pub const CONV_LARGE_TILE: _bindgen_ty_13 = 128;
+pub const CONV_SMALL_TILE: _bindgen_ty_13 = 64;
+pub const CONV_DEPTH: _bindgen_ty_13 = 32;
+pub const CONV_STAGES: _bindgen_ty_13 = 4;
+pub const CONV_PAD: _bindgen_ty_13 = 8;
+pub const CONV_FINISH_THREADS: _bindgen_ty_13 = 256;
+pub type _bindgen_ty_13 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct HeadLogitsParams {
@@ -412,9 +433,9 @@ pub struct HeadLogitsFinishParams {
     pub width: u32,
     pub unused: u32,
 }
-pub const HEAD_LOGITS_WARPS: _bindgen_ty_13 = 8;
-pub const HEAD_LOGITS_SLICES: _bindgen_ty_13 = 8;
-pub type _bindgen_ty_13 = ::std::os::raw::c_uint;
+pub const HEAD_LOGITS_WARPS: _bindgen_ty_14 = 8;
+pub const HEAD_LOGITS_SLICES: _bindgen_ty_14 = 8;
+pub type _bindgen_ty_14 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct PatchParams {
@@ -426,8 +447,8 @@ pub struct PatchParams {
     pub width: u32,
     pub patch: u32,
 }
-pub const PATCH_THREADS: _bindgen_ty_14 = 256;
-pub type _bindgen_ty_14 = ::std::os::raw::c_uint;
+pub const PATCH_THREADS: _bindgen_ty_15 = 256;
+pub type _bindgen_ty_15 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct PosEmbedParams {
@@ -453,8 +474,8 @@ pub struct TimestepEmbeddingParams {
     pub pooled_width: u32,
     pub unused: u32,
 }
-pub const EMBED_THREADS: _bindgen_ty_15 = 256;
-pub type _bindgen_ty_15 = ::std::os::raw::c_uint;
+pub const EMBED_THREADS: _bindgen_ty_16 = 256;
+pub type _bindgen_ty_16 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct NormParams {
@@ -500,11 +521,11 @@ pub struct AdamwParams {
     pub lr_index: u32,
     pub rounding: u32,
 }
-pub const ADAMW_THREADS: _bindgen_ty_16 = 256;
-pub const ADAMW_PACK_BLOCK: _bindgen_ty_16 = 256;
-pub const NORM_THREADS: _bindgen_ty_16 = 256;
-pub const NORM_MAX_PARTS: _bindgen_ty_16 = 1024;
-pub type _bindgen_ty_16 = ::std::os::raw::c_uint;
+pub const ADAMW_THREADS: _bindgen_ty_17 = 256;
+pub const ADAMW_PACK_BLOCK: _bindgen_ty_17 = 256;
+pub const NORM_THREADS: _bindgen_ty_17 = 256;
+pub const NORM_MAX_PARTS: _bindgen_ty_17 = 1024;
+pub type _bindgen_ty_17 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct FillParams {
@@ -520,5 +541,5 @@ pub struct CastParams {
     pub x: DevicePtr,
     pub out: DevicePtr,
 }
-pub const MEMORY_THREADS: _bindgen_ty_17 = 256;
-pub type _bindgen_ty_17 = ::std::os::raw::c_uint;
+pub const MEMORY_THREADS: _bindgen_ty_18 = 256;
+pub type _bindgen_ty_18 = ::std::os::raw::c_uint;

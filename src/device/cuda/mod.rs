@@ -51,6 +51,7 @@ pub struct Cuda {
     failed: Mutex<Option<DeviceError>>,
     scratch: Mutex<Scratch>,
     replays: bool,
+    ordered: bool,
 }
 
 /// A step on its way to being replayed: see [`Backend::replay`].
@@ -75,7 +76,7 @@ struct Scratch {
 impl Cuda {
     /// The backend over a driver.
     pub fn new(driver: Arc<dyn Driver>) -> Self {
-        Self { driver, failed: Mutex::default(), scratch: Mutex::default(), replays: true }
+        Self { driver, failed: Mutex::default(), scratch: Mutex::default(), replays: true, ordered: true }
     }
 
     /// The backend on a GPU of this machine.
@@ -91,6 +92,13 @@ impl Cuda {
     #[must_use]
     pub fn without_replay(self) -> Self {
         Self { replays: false, ..self }
+    }
+
+    /// Lets sums over blocks be added up in whatever order they come, where that is faster (the gradient of attention's
+    /// queries on Hopper). Runs then differ in their last bits.
+    #[must_use]
+    pub fn without_order(self) -> Self {
+        Self { ordered: false, ..self }
     }
 
     /// What the device can do.
@@ -392,7 +400,7 @@ impl Backend for Cuda {
         d_out: [Option<&Buffer<bf16>>; 2],
         d_qkv: [&mut Buffer<bf16>; 3],
     ) {
-        ops::attention::attention_backward(self, shape, qkv, out, lse, d_out, d_qkv);
+        ops::attention_backward::attention_backward(self, shape, qkv, out, lse, d_out, d_qkv);
     }
 
     fn adaln(

@@ -227,3 +227,15 @@ fn blocks_begin_poisoned_and_hand_over() {
         assert_eq!(rig.download::<i32>(out, 5 * 3), [64, 64, 393].repeat(5));
     }
 }
+
+/// Blocks that wait for those with lower tickets end in every order in which they are begun.
+#[test]
+fn flags_order_blocks() {
+    for rig in Rig::every() {
+        let (state, out) = (rig.upload(&[0_u32; 2]), rig.blank::<u32>(20));
+        rig.launch("test_flags", grid(20, 32, 0), &[bytes(&state), bytes(&out)]).unwrap();
+        let mut expected = vec![1_u32];
+        (1..20).for_each(|ticket| expected.push(2 * expected[ticket - 1] + ticket as u32));
+        assert_eq!(rig.download::<u32>(out, 20), expected);
+    }
+}

@@ -1,14 +1,13 @@
-//! Launches `kernels/attention.cu` and, on Hopper, `kernels/attention_sm90.cu`.
+//! Launches the forward kernels of `kernels/attention.cu` and, on Hopper, `kernels/attention_sm90.cu`.
 
 use half::bf16;
 
 use super::aligned;
 use crate::device::cuda::Cuda;
 use crate::device::cuda::abi::{
-    ATTENTION_BACKWARD_ROWS, ATTENTION_BACKWARD_SHARED_D64, ATTENTION_BACKWARD_SHARED_D128, ATTENTION_QUERIES_D64, ATTENTION_QUERIES_D128,
-    ATTENTION_SHARED_D64, ATTENTION_SHARED_D128, ATTENTION_SM90_GROUP_QUERIES, ATTENTION_SM90_KEYS, ATTENTION_SM90_QUERIES,
-    ATTENTION_SM90_SHARED_D64, ATTENTION_SM90_SHARED_D128, ATTENTION_SM90_THREADS, ATTENTION_STATISTICS_LANES, ATTENTION_THREADS,
-    AttentionBackwardParams, AttentionParams,
+    ATTENTION_QUERIES_D64, ATTENTION_QUERIES_D128, ATTENTION_SHARED_D64, ATTENTION_SHARED_D128, ATTENTION_SM90_GROUP_QUERIES,
+    ATTENTION_SM90_KEYS, ATTENTION_SM90_QUERIES, ATTENTION_SM90_SHARED_D64, ATTENTION_SM90_SHARED_D128, ATTENTION_SM90_THREADS,
+    ATTENTION_THREADS, AttentionParams,
 };
 use crate::device::cuda::driver::{Address, Element, Grid, Kernel, TensorMap, TensorSpec};
 use crate::device::cuda::memory::Buffer;
@@ -16,10 +15,10 @@ use crate::device::{AttentionShape, Storage};
 
 const WIDEST_HEAD: usize = 128;
 /// Columns of a swizzle row of 128 bytes: what one copy of a tensor map moves.
-const PANEL: u32 = 64;
+pub(super) const PANEL: u32 = 64;
 
 /// Whether the kernels take this head width; fails the operation where they do not.
-fn takes_head(cuda: &Cuda, shape: &AttentionShape) -> bool {
+pub(super) fn takes_head(cuda: &Cuda, shape: &AttentionShape) -> bool {
     let fits = (1..=WIDEST_HEAD).contains(&shape.head_dim);
     if !fits {
         let cause = format!("head_dim {} is too wide: the kernels take 1 to {WIDEST_HEAD}; use --device cpu", shape.head_dim);
@@ -30,15 +29,15 @@ fn takes_head(cuda: &Cuda, shape: &AttentionShape) -> bool {
 
 /// Which variants of the kernels fit a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Variant {
+pub(super) struct Variant {
     /// Whether the head width is padded to 64 in shared memory, or to 128.
-    narrow_head: bool,
+    pub narrow_head: bool,
     /// Whether all rows allow 16-byte accesses.
-    wide_access: bool,
+    pub wide_access: bool,
 }
 
 impl Variant {
-    fn of(shape: &AttentionShape, addresses: &[Address]) -> Self {
+    pub fn of(shape: &AttentionShape, addresses: &[Address]) -> Self {
         let AttentionShape { batch, heads, head_dim, image, text, .. } = *shape;
         assert!(shape.keys() <= i32::MAX as usize, "attention over {image} + {text} tokens; the kernels count them in 31 bits");
         let largest = usize::from(u16::MAX);
@@ -47,7 +46,7 @@ impl Variant {
     }
 
     /// One of `[64 wide, 64 narrow, 128 wide, 128 narrow]`.
-    fn kernel(self, [d64_wide, d64_narrow, d128_wide, d128_narrow]: [&'static str; 4]) -> Kernel {
+    pub fn kernel(self, [d64_wide, d64_narrow, d128_wide, d128_narrow]: [&'static str; 4]) -> Kernel {
         let name = match (self.narrow_head, self.wide_access) {
             (true, true) => d64_wide,
             (true, false) => d64_narrow,
@@ -57,32 +56,32 @@ impl Variant {
         Kernel { file: "attention", name }
     }
 
-    fn pick<T>(self, d64: T, d128: T) -> T {
+    pub fn pick<T>(self, d64: T, d128: T) -> T {
         if self.narrow_head { d64 } else { d128 }
     }
 }
 
 /// Address of a buffer that holds at least `len` elements.
-fn checked<E: bytemuck::Pod>(what: &str, buffer: &Buffer<E>, len: usize) -> Address {
+pub(super) fn checked<E: bytemuck::Pod>(what: &str, buffer: &Buffer<E>, len: usize) -> Address {
     assert!(buffer.len() >= len, "{what}: {} elements instead of {len}", buffer.len());
     buffer.address()
 }
 
-fn joint_len(shape: &AttentionShape) -> usize {
+pub(super) fn joint_len(shape: &AttentionShape) -> usize {
     shape.batch * shape.heads * shape.keys() * shape.head_dim
 }
 
 /// Elements of the outputs: of the image, of the text.
-fn stream_lens(shape: &AttentionShape) -> [usize; 2] {
+pub(super) fn stream_lens(shape: &AttentionShape) -> [usize; 2] {
     [shape.image, shape.text].map(|tokens| shape.batch * tokens * shape.heads * shape.head_dim)
 }
 
-fn scale(shape: &AttentionShape) -> f32 {
+pub(super) fn scale(shape: &AttentionShape) -> f32 {
     (1.0 / (shape.head_dim as f64).sqrt()) as f32
 }
 
 /// One block for every `rows` of `tokens` tokens, of each head, of each sample.
-fn grid(shape: &AttentionShape, tokens: usize, rows: u32, threads: u32, shared: u32) -> Grid {
+pub(super) fn grid(shape: &AttentionShape, tokens: usize, rows: u32, threads: u32, shared: u32) -> Grid {
     let blocks = [tokens.div_ceil(rows as usize) as u32, shape.heads as u32, shape.batch as u32];
     Grid { blocks, threads, shared }
 }
@@ -154,69 +153,4 @@ fn hopper(cuda: &Cuda, shape: &AttentionShape, variant: Variant, params: &Attent
     let grid = grid(shape, shape.queries(), ATTENTION_SM90_QUERIES, ATTENTION_SM90_THREADS, shared);
     let bytes = bytemuck::bytes_of;
     cuda.launch_with(kernel, grid, &[bytes(&q), bytes(&k), bytes(&v), bytemuck::bytes_of(params)]);
-}
-
-pub fn attention_backward(
-    cuda: &Cuda,
-    shape: &AttentionShape,
-    qkv: [&Buffer<bf16>; 3],
-    out: [Option<&Buffer<bf16>>; 2],
-    lse: &Buffer<f32>,
-    d_out: [Option<&Buffer<bf16>>; 2],
-    d_qkv: [&mut Buffer<bf16>; 3],
-) {
-    if !takes_head(cuda, shape) {
-        return;
-    }
-    let joint = joint_len(shape);
-    let rows = shape.batch * shape.heads * shape.keys();
-    let lens = stream_lens(shape);
-    let [q, k, v] = qkv.map(|tensor| checked("attention_backward, q, k or v", tensor, joint));
-    let [dq, dk, dv] = d_qkv.map(|tensor| checked("attention_backward, dq, dk or dv", tensor, joint));
-    let streams = |what: &str, tensors: [Option<&Buffer<bf16>>; 2]| {
-        [0, 1].map(|stream| tensors[stream].map_or(0, |tensor| checked(what, tensor, lens[stream])))
-    };
-    let [out_image, out_text] = streams("attention_backward, output of a stream", out);
-    let [d_out_image, d_out_text] = streams("attention_backward, gradient of a stream's output", d_out);
-    let variant = Variant::of(shape, &[q, k, v, dq, dk, dv, out_image, out_text, d_out_image, d_out_text]);
-    let lse = checked("attention_backward, lse", lse, rows);
-    if rows == 0 {
-        return;
-    }
-    let Some(statistics) = cuda.scratch(rows * 2 * size_of::<f32>()) else { return };
-    let params = AttentionBackwardParams {
-        q,
-        k,
-        v,
-        out_image,
-        out_text,
-        d_out_image,
-        d_out_text,
-        lse,
-        statistics,
-        dq,
-        dk,
-        dv,
-        batch: shape.batch as u32,
-        heads: shape.heads as u32,
-        head_dim: shape.head_dim as u32,
-        keys: shape.keys() as u32,
-        queries: shape.queries() as u32,
-        image: shape.image as u32,
-        scale: scale(shape),
-        unused: 0,
-    };
-    let shared = variant.pick(ATTENTION_BACKWARD_SHARED_D64, ATTENTION_BACKWARD_SHARED_D128);
-    let tiles = |tokens: usize| grid(shape, tokens, ATTENTION_BACKWARD_ROWS, ATTENTION_THREADS, shared);
-    if shape.queries() > 0 {
-        let name = if variant.wide_access { "attention_statistics_x8" } else { "attention_statistics_x1" };
-        let threads = (shape.batch * shape.heads * shape.queries()) as u64 * u64::from(ATTENTION_STATISTICS_LANES);
-        let blocks = [threads.div_ceil(ATTENTION_THREADS.into()) as u32, 1, 1];
-        cuda.launch(Kernel { file: "attention", name }, Grid { blocks, threads: ATTENTION_THREADS, shared: 0 }, &params);
-        let names =
-            ["attention_queries_d64_wide", "attention_queries_d64_narrow", "attention_queries_d128_wide", "attention_queries_d128_narrow"];
-        cuda.launch(variant.kernel(names), tiles(shape.queries()), &params);
-    }
-    let names = ["attention_keys_d64_wide", "attention_keys_d64_narrow", "attention_keys_d128_wide", "attention_keys_d128_narrow"];
-    cuda.launch(variant.kernel(names), tiles(shape.keys()), &params);
 }

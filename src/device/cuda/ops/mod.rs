@@ -5,6 +5,7 @@ pub mod activation;
 pub mod adaln;
 pub mod adamw;
 pub mod attention;
+pub mod attention_backward;
 pub mod embed;
 pub mod flow_noise;
 pub mod head_conv;
