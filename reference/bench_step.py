@@ -45,6 +45,7 @@ MODELS = {
     "sd3.5-medium": dict(SD3, qk_norm=True, dual=13, grid=384),
     "sd3.5-large": dict(SD3, heads=38, depth=38, qk_norm=True),
 }
+ATTENTION = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
 GROUPS = {
     "simultaneous": ["simultaneous"],
     "alternating": ["alternating"],
@@ -68,6 +69,7 @@ def parse():
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--compile", choices=["off", "blocks", "model"], nargs="?", const="model",
                         help="torch.compile (default: off, on a GPU blocks)")  # fmt: skip
+    parser.add_argument("--attention", choices=["fastest", *ATTENTION], default="fastest", help="on a GPU (default: fastest)")
     parser.add_argument("--checkpointing", action="store_true", help="keep only the blocks' inputs for the backward")
     parser.add_argument("--teacher-batch", choices=["split", "joint"], default="split")
     parser.add_argument("--only", help=f"measure these, separated by commas: {', '.join(GROUPS)}")
@@ -108,8 +110,10 @@ class Checkpointed(torch.nn.Module):
 @contextlib.contextmanager
 def frozen(module):
     module.requires_grad_(False)
-    yield
-    module.requires_grad_(True)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
 
 
 class Network:
@@ -181,12 +185,20 @@ class Bench:
             heads = Heads(args.depth, self.config.hidden, args.pooled, args.head_width).to(self.dtype)
         with torch.no_grad():
             torch._foreach_copy_(list(teacher.parameters()), [p.detach() for p in self.student_module.parameters()])
-        self.teacher = teacher.requires_grad_(False)
+        teacher.requires_grad_(False)
         self.heads_module = heads
         self.student, self.heads = Network(self.student_module, 1e-5, ema=True), Network(heads, 2e-5, ema=False)
+        self.teacher = teacher
         features = lambda latent, t, context, pooled: self.teacher.features(latent, t, context, pooled, self.taps)
         self.run_teacher = self.network(self.teacher, features)
         self.run_heads = self.network(heads, heads)
+
+    def release(self):
+        """Gives back what a step that did not get through left behind."""
+        for network in (self.student, self.heads) if self.teacher is not None else ():
+            network.optimizer.zero_grad(set_to_none=True)
+        gc.collect()
+        torch.cuda.empty_cache()
 
     # the pieces of a step
 
@@ -360,7 +372,7 @@ def attention_times(args):
     q, k, v, d_out = (torch.randn(size, device="cuda", dtype=torch.bfloat16) for _ in range(4))
     q, k, v = (x.requires_grad_() for x in (q, k, v))
     times = {}
-    for name, backend in {"cuDNN": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}.items():
+    for name, backend in ATTENTION.items():
         try:
             with sdpa_kernel(backend):
                 ms = []
@@ -377,15 +389,16 @@ def attention_times(args):
 
 
 @contextlib.contextmanager
-def fastest_attention(args, result):
-    """On a GPU: scaled_dot_product_attention by whatever is fastest at this shape."""
+def chosen_attention(args, result):
+    """On a GPU: scaled_dot_product_attention by what was asked for, or by whatever is fastest at this shape."""
     if args.device != "cuda":
         yield
         return
-    result["attention_ms"] = attention_times(args)
-    backends = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
-    order = [backends[name] for name in result["attention_ms"]] + [SDPBackend.MATH]
-    with sdpa_kernel(order, set_priority=True):
+    names = [args.attention]
+    if args.attention == "fastest":
+        result["attention_ms"] = attention_times(args)
+        names = list(result["attention_ms"])
+    with sdpa_kernel([ATTENTION[name] for name in names] + [SDPBackend.MATH], set_priority=True):
         yield
 
 
@@ -408,7 +421,7 @@ def main():
 
     default = ["simultaneous", "alternating", "model"]
     names = [name for group in (args.only.split(",") if args.only else default) for name in GROUPS[group]]
-    with fastest_attention(args, result):
+    with chosen_attention(args, result):
         bench = Bench(args)
         result["student_parameters"] = sum(p.numel() for p in bench.student_module.parameters())
         for name in names:
@@ -416,9 +429,10 @@ def main():
                 result[name] = bench.measure(name)
             except torch.cuda.OutOfMemoryError:
                 result[name] = {"out_of_memory": True}
-            if cuda and "out_of_memory" in result[name]:
-                gc.collect()  # outside of the handler, whose traceback holds the activations
-                torch.cuda.empty_cache()
+            except RuntimeError as error:
+                result[name] = {"failed": str(error).splitlines()[0]}
+            if cuda and "median_ms" not in result[name]:
+                bench.release()  # outside of the handlers, whose tracebacks hold the activations
             keep()
     if bench.teacher is not None:
         result["heads_parameters"] = sum(p.numel() for p in bench.heads_module.parameters())
