@@ -31,6 +31,13 @@ PTX float ex2(float x) {
     return y;
 }
 
+// The larger one; not a number where either is none.
+PTX float max_or_nan(float a, float b) {
+    float larger;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+    return larger;
+}
+
 // 16 bytes at an address that is a multiple of 16; the emulator checks that. The store goes to global memory and is an
 // instruction of its own: the compiler takes a vector apart where it rewrites the address, and does not always put it
 // together again.

@@ -1,0 +1,270 @@
+//! Which variant of a kernel a shape gets, where there are several: the list of all, a cost model on paper that picks one,
+//! and [`Choices`], by which tests, benchmarks and users force one.
+//!
+//! The model counts cycles of a Hopper multiprocessor from what it can do at most; it knows nothing of what a GPU measured.
+//! `cargo bench --bench kernels --features cuda -- --variants` times every variant at every shape beside the model's pick.
+
+use super::abi::{ATTENTION_SM90_BARRIERS, ATTENTION_SM90_GROUP_QUERIES};
+use crate::device::AttentionShape;
+
+/// Variants that are forced, by name; `None` leaves the choice to the model.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Choices {
+    /// For `attention`: a name of [`AttentionForward`], or [`PORTABLE`]. Calls of another head width are not touched.
+    pub attention: Option<String>,
+}
+
+/// The name of the kernels for any GPU, in the place of a variant for Hopper.
+pub const PORTABLE: &str = "portable";
+
+/// The environment variable that forces a variant of `attention`.
+const ATTENTION: &str = "LADD_FAST_ATTENTION";
+
+impl Choices {
+    /// What the environment variables say.
+    pub fn from_environment() -> Self {
+        let value = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Self { attention: value(ATTENTION) }
+    }
+
+    /// One variant of one operation of [`Backend`](crate::device::Backend); nothing where the operation has no variants.
+    pub fn of(operation: &str, variant: &str) -> Self {
+        let forced = |name: &str| (operation == name).then(|| variant.to_owned());
+        Self { attention: forced("attention") }
+    }
+
+    /// The variant for a call of `attention` on a Hopper; `None` for the portable kernels.
+    ///
+    /// # Errors
+    /// Names the variants there are when the forced one is not among them.
+    pub fn attention(&self, shape: &AttentionShape, multiprocessors: u32) -> Result<Option<AttentionForward>, String> {
+        let Some(name) = &self.attention else { return Ok(Some(AttentionForward::best(shape, multiprocessors))) };
+        if name == PORTABLE {
+            return Ok(None);
+        }
+        let Some(forced) = [64, 128].into_iter().flat_map(AttentionForward::all).find(|variant| variant.name() == *name) else {
+            let names = [64, 128].map(|head_dim| variants("attention", head_dim).join(", ")).join(", ");
+            return Err(format!("{ATTENTION}: there is no variant {name:?}; there are {PORTABLE}, {names}"));
+        };
+        let fits = forced.tile.head_dim as usize == shape.head_dim;
+        Ok(Some(if fits { forced } else { AttentionForward::best(shape, multiprocessors) }))
+    }
+}
+
+/// The names of an operation's variants for a head width on a Hopper; empty where there is no choice.
+pub fn variants(operation: &str, head_dim: usize) -> Vec<String> {
+    match operation {
+        "attention" => AttentionForward::all(head_dim).map(AttentionForward::name).collect(),
+        _ => Vec::new(),
+    }
+}
+
+// ---- what a multiprocessor of a Hopper does in a cycle, at most ---------------------------------------------------------
+
+/// Floating-point operations of the tensor cores, bf16 with fp32 sums.
+const FLOPS: f64 = 4096.0;
+/// Exponentials of the special-function units.
+const EXPONENTIALS: f64 = 16.0;
+/// Maxima, and pairs rounded to bf16: half the rate of multiply-adds.
+const MAXIMA: f64 = 64.0;
+/// Bytes from shared memory.
+const SHARED_BYTES: f64 = 128.0;
+/// Bytes from L2. Assumed: the A100's 5120 over all of an H100's 132 multiprocessors.
+const L2_BYTES: f64 = 38.0;
+
+// ---- what has to be assumed until a GPU tells, in cycles ----------------------------------------------------------------
+
+/// Latencies in the chain of one tile of scores that nothing of the same warpgroup hides: barriers, shuffles, first results.
+const CHAIN_LATENCY: f64 = 150.0;
+/// A launch or a new block until its first products: barriers, first copies.
+const BLOCK_START: f64 = 1500.0;
+/// A second kernel that adds up the parts of cut tiles.
+const COMBINE: f64 = 4000.0;
+
+// ---- attention, forward -------------------------------------------------------------------------------------------------
+
+/// A kernel of `kernels/attention_sm90.cu`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionTile {
+    /// Name of the function.
+    pub kernel: &'static str,
+    /// Head width.
+    pub head_dim: u32,
+    /// Consumer warpgroups, of 64 queries each.
+    pub groups: u32,
+    /// Keys of a tile.
+    pub keys: u32,
+    /// Tiles of keys, and of values, that shared memory holds.
+    pub stages: u32,
+    /// Whether the warpgroups queue their products in turns ("ping-pong").
+    pub turns: bool,
+    /// How many of eight exponentials are a polynomial.
+    pub polynomial: u32,
+}
+
+const fn tile(kernel: &'static str, head_dim: u32, groups: u32, keys: u32, stages: u32, turns: bool, polynomial: u32) -> AttentionTile {
+    AttentionTile { kernel, head_dim, groups, keys, stages, turns, polynomial }
+}
+
+/// Every kernel there is; of equals the model takes the first. Not there, because on paper something else is always as good:
+///
+/// - 64 queries a block. Two such blocks fill a multiprocessor like one of 128 queries, and copy keys and values twice; what
+///   finer tiles win where a grid is small, [`Work::Cut`] wins with larger ones.
+/// - D = 64, 176 keys, three warpgroups: 88 + 44 + 32 registers of scores, probabilities and results do not fit 160.
+/// - D = 64, less than 128 keys: the chain of a tile has its latencies more often, and the queries are read more often.
+/// - D = 128, 176 keys, two warpgroups: the results would have to leave through the queries' place, which then waits for them.
+/// - D = 128, 96 keys, three warpgroups: only two stages fit, and 48 + 24 + 64 registers leave 24 of 160.
+/// - Polynomials at D = 128: the tensor cores need twice the time of all exponentials.
+pub const ATTENTION_TILES: [AttentionTile; 12] = [
+    tile("attention_sm90_d64_q128_k128_turns", 64, 2, 128, 3, true, 0),
+    tile("attention_sm90_d64_q128_k128_turns_p2", 64, 2, 128, 3, true, 2),
+    tile("attention_sm90_d64_q128_k128", 64, 2, 128, 3, false, 0),
+    tile("attention_sm90_d64_q128_k176_turns", 64, 2, 176, 3, true, 0),
+    tile("attention_sm90_d64_q128_k176", 64, 2, 176, 3, false, 0),
+    tile("attention_sm90_d64_q192_k128_turns", 64, 3, 128, 3, true, 0),
+    tile("attention_sm90_d64_q192_k128_turns_p2", 64, 3, 128, 3, true, 2),
+    tile("attention_sm90_d64_q192_k128", 64, 3, 128, 3, false, 0),
+    tile("attention_sm90_d128_q128_k128_turns", 128, 2, 128, 2, true, 0),
+    tile("attention_sm90_d128_q128_k128", 128, 2, 128, 2, false, 0),
+    tile("attention_sm90_d128_q192_k80_turns", 128, 3, 80, 3, true, 0),
+    tile("attention_sm90_d128_q192_k80", 128, 3, 80, 3, false, 0),
+];
+
+impl AttentionTile {
+    /// Queries of a block.
+    pub fn queries(&self) -> u32 {
+        self.groups * ATTENTION_SM90_GROUP_QUERIES
+    }
+
+    /// Threads of a block: the producer's warpgroup and the consumers'.
+    pub fn threads(&self) -> u32 {
+        128 * (1 + self.groups)
+    }
+
+    /// Bytes of shared memory: queries and results on their way out, stages of keys and values, barriers.
+    pub fn shared(&self) -> u32 {
+        2 * self.head_dim * (2 * self.queries() + 2 * self.stages * self.keys) + ATTENTION_SM90_BARRIERS
+    }
+
+    /// Cycles from a warpgroup's scores of a tile to its next: product, maxima, exponentials, rounding, rescaled results.
+    /// Its product with the values runs beside.
+    fn chain(&self) -> f64 {
+        let scores = f64::from(ATTENTION_SM90_GROUP_QUERIES * self.keys);
+        let product = scores * f64::from(2 * self.head_dim) / FLOPS;
+        let exponentials = scores * f64::from(8 - self.polynomial) / 8.0 / EXPONENTIALS;
+        let results = f64::from(ATTENTION_SM90_GROUP_QUERIES * self.head_dim) / (2.0 * MAXIMA);
+        product + scores / MAXIMA + exponentials + scores / 2.0 / MAXIMA + results + CHAIN_LATENCY
+    }
+
+    /// Cycles of a block for one tile of keys: whatever takes longest, and the shortest are hidden.
+    fn step(&self) -> f64 {
+        let [queries, keys, head_dim] = [self.queries(), self.keys, self.head_dim].map(f64::from);
+        let products = 4.0 * queries * keys * head_dim / FLOPS;
+        let exponentials = queries * keys * f64::from(8 - self.polynomial) / 8.0 / EXPONENTIALS;
+        // Of each group: its queries, once a tile, and all keys and values.
+        let shared = 2.0 * head_dim * (queries + 2.0 * keys * f64::from(self.groups)) / SHARED_BYTES;
+        let l2 = 4.0 * keys * head_dim / L2_BYTES;
+        [products, exponentials, shared, l2, self.chain()].into_iter().fold(0.0, f64::max)
+    }
+}
+
+/// How the tiles of queries are dealt to blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// A block for each.
+    Blocks,
+    /// One block a multiprocessor, which takes one after the other and copies the next while it finishes one.
+    Persistent,
+    /// The same, but tiles behind the last full round, and those of the round before it, are cut along the keys so that all
+    /// blocks get as much; a second kernel adds up the parts.
+    Cut,
+}
+
+impl Work {
+    const ALL: [(Self, &'static str); 3] = [(Self::Persistent, "persistent"), (Self::Cut, "cut"), (Self::Blocks, "blocks")];
+
+    fn name(self) -> &'static str {
+        Self::ALL.into_iter().find(|(work, _)| *work == self).map_or("", |(_, name)| name)
+    }
+}
+
+/// A variant of `attention` on a Hopper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionForward {
+    /// The kernel.
+    pub tile: &'static AttentionTile,
+    /// How it is launched.
+    pub work: Work,
+}
+
+/// What a variant makes of a shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionPlan {
+    /// Tiles of queries of a head.
+    pub query_tiles: u64,
+    /// Tiles of keys of a head.
+    pub key_tiles: u64,
+    /// Tiles of queries of all heads and samples.
+    pub tiles: u64,
+    /// How many of them, from the first, are not cut.
+    pub whole: u64,
+    /// Blocks of the launch.
+    pub blocks: u64,
+}
+
+impl AttentionForward {
+    /// Every variant for a head width.
+    pub fn all(head_dim: usize) -> impl Iterator<Item = Self> {
+        let tiles = ATTENTION_TILES.iter().filter(move |tile| tile.head_dim as usize == head_dim);
+        tiles.flat_map(|tile| Work::ALL.map(|(work, _)| Self { tile, work }))
+    }
+
+    /// Such as `d64_q128_k128_turns.persistent`.
+    pub fn name(self) -> String {
+        format!("{}.{}", self.tile.kernel.trim_start_matches("attention_sm90_"), self.work.name())
+    }
+
+    /// What it makes of a shape, which has queries and keys.
+    pub fn plan(self, shape: &AttentionShape, multiprocessors: u32) -> AttentionPlan {
+        let query_tiles = shape.queries().div_ceil(self.tile.queries() as usize) as u64;
+        let key_tiles = shape.keys().div_ceil(self.tile.keys as usize) as u64;
+        let tiles = (shape.batch * shape.heads) as u64 * query_tiles;
+        let device = u64::from(multiprocessors.max(1));
+        let (whole, blocks) = match self.work {
+            Work::Blocks => (tiles, tiles),
+            Work::Persistent => (tiles, device.min(tiles)),
+            Work::Cut if tiles.is_multiple_of(device) => (tiles, device),
+            Work::Cut => ((tiles / device).saturating_sub(1) * device, device.min(tiles * key_tiles)),
+        };
+        AttentionPlan { query_tiles, key_tiles, tiles, whole, blocks }
+    }
+
+    /// Cycles that the model expects: those of the multiprocessor with the most work.
+    pub fn cycles(self, shape: &AttentionShape, multiprocessors: u32) -> f64 {
+        let plan = self.plan(shape, multiprocessors);
+        let count = |n: u64| n as f64;
+        // Scores before the first and behind the last product with values have nothing of the same warpgroup beside them.
+        let one = count(plan.key_tiles) * self.tile.step() + self.tile.chain();
+        match self.work {
+            Work::Blocks => count(plan.tiles.div_ceil(u64::from(multiprocessors.max(1)))) * (one + BLOCK_START),
+            Work::Persistent => count(plan.whole.div_ceil(plan.blocks)) * one + BLOCK_START,
+            Work::Cut => {
+                let steps = ((plan.tiles - plan.whole) * plan.key_tiles).div_ceil(plan.blocks);
+                // A share begins and ends within tiles: one piece more than it is long.
+                let pieces = if steps == 0 { 0 } else { steps.div_ceil(plan.key_tiles) + 1 };
+                let cut = count(steps) * self.tile.step() + count(pieces) * self.tile.chain();
+                let combine = if steps == 0 { 0.0 } else { COMBINE };
+                count(plan.whole / plan.blocks) * one + BLOCK_START + cut + combine
+            }
+        }
+    }
+
+    /// The variant with the fewest cycles on paper, of those with turns: what these are worth the model cannot tell, but others
+    /// measured that it is more than they cost.
+    pub fn best(shape: &AttentionShape, multiprocessors: u32) -> Self {
+        let candidates = Self::all(shape.head_dim).filter(|variant| variant.tile.turns);
+        let cost = |variant: &Self| variant.cycles(shape, multiprocessors);
+        let best = candidates.min_by(|a, b| cost(a).total_cmp(&cost(b)));
+        best.unwrap_or(Self { tile: &ATTENTION_TILES[0], work: Work::Persistent })
+    }
+}
