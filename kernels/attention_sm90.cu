@@ -14,8 +14,8 @@
 // `attention_combine` adds them up in the order of the keys. No atomics: the bits do not depend on the schedule.
 //
 // Floor of a score, per multiprocessor and cycle: 4 D FLOPs of 4096 (D = 64: 1/16 cycle, D = 128: 1/8), one exponential of
-// 16 (1/16; each eighth done by polynomial takes an eighth off that and adds about one instruction of 128 to the five that
-// every score needs), 4 bytes D / 64 of shared memory for K and V and 128 / keys D for Q of 128, 8 D / queries bytes from L2.
+// 16 (1/16; an eighth done by polynomial takes an eighth off that and adds one instruction to the six that a score takes, of
+// 128 a cycle), D / 16 + 2 D / keys bytes of 128 from shared memory, 4 D / queries bytes from L2.
 // So at D = 64 tensor cores and exponentials bind alike, at D = 128 the tensor cores; 8 S D bytes a head of memory are
 // nothing beside. Gap: not measured.
 #include "include/attention.cuh"
@@ -151,14 +151,14 @@ __device__ __forceinline__ void produce(Shared<V>& shared, const CUtensorMap* q_
 
 // Queues scores = q k^T for 64 queries and a tile of keys, both with D running along memory.
 template <int D, int N>
-__device__ __forceinline__ void queue_scores(float (&scores)[N], const bf16* q, const bf16* k) {
+__device__ __forceinline__ void queue_scores(float (&scores)[N], uint64_t q, uint64_t k) {
     constexpr int KEYS = 2 * N;
     wgmma_fence();
 #pragma unroll
     for (int column = 0; column < D; column += 16) {
         const int panel = column / PANEL;
-        const uint64_t left = desc_sw128(q + panel * GROUP_QUERIES * PANEL + column % PANEL, 16, 1024);
-        const uint64_t right = desc_sw128(k + panel * KEYS * PANEL + column % PANEL, 16, 1024);
+        const uint64_t left = desc_advance(q, (panel * GROUP_QUERIES * PANEL + column % PANEL) * sizeof(bf16));
+        const uint64_t right = desc_advance(k, (panel * KEYS * PANEL + column % PANEL) * sizeof(bf16));
         wgmma_ss<0, 0>(scores, left, right, column > 0);
     }
     wgmma_commit();
@@ -166,14 +166,13 @@ __device__ __forceinline__ void queue_scores(float (&scores)[N], const bf16* q, 
 
 // Queues out += p v for a tile of values, in which D runs along memory and the sum across it.
 template <int D, int WORDS>
-__device__ __forceinline__ void queue_output(float (&out)[D / 2], const uint32_t (&p)[WORDS], const bf16* v) {
+__device__ __forceinline__ void queue_output(float (&out)[D / 2], const uint32_t (&p)[WORDS], uint64_t v) {
     constexpr int KEYS = 4 * WORDS;
     wgmma_fence();
 #pragma unroll
     for (int key = 0; key < KEYS; key += 16) {
         const uint32_t left[4] = {p[key / 4], p[key / 4 + 1], p[key / 4 + 2], p[key / 4 + 3]};
-        const uint64_t right = desc_sw128(v + key * PANEL, KEYS * PANEL * sizeof(bf16), 1024);
-        wgmma_rs<1>(out, left, right, true);
+        wgmma_rs<1>(out, left, desc_advance(v, key * PANEL * sizeof(bf16)), true);
     }
     wgmma_commit();
 }
@@ -236,7 +235,11 @@ __device__ __forceinline__ void consume(Shared<V>& shared, const AttentionSm90Pa
     // From one lane, so that the compiler knows it is the same in all.
     const int group = __shfl_sync(0xffffffffu, threadIdx.x / WARPGROUP, 0) - 1;
     const int warp = threadIdx.x % WARPGROUP / 32;
-    const bf16* q = shared.q[group];        // [64, D]
+    // Descriptors of the queries and of the rings' first stages.
+    constexpr uint32_t TILE_BYTES = V::KEYS * D * sizeof(bf16);
+    const uint64_t q = desc_sw128(shared.q[group], 16, 1024);
+    const uint64_t k = desc_sw128(shared.k[0], 16, 1024);
+    const uint64_t v = desc_sw128(shared.v[0], V::KEYS * PANEL * sizeof(bf16), 1024);
     const float scale = params.scale * LOG2_E;
     const Turn<V> turn{group};
     // The first turn is group 0's.
@@ -256,7 +259,7 @@ __device__ __forceinline__ void consume(Shared<V>& shared, const AttentionSm90Pa
         mbar_wait(&shared.q_full[group], q_phase);
         mbar_wait(&shared.k_full[k_at.stage], k_at.phase);
         turn.await();
-        queue_scores<D>(scores, q, shared.k[k_at.stage]);
+        queue_scores<D>(scores, q, desc_advance(k, k_at.stage * TILE_BYTES));
         turn.pass();
         // The scores are complete.
         wgmma_wait<0>();
@@ -274,8 +277,8 @@ __device__ __forceinline__ void consume(Shared<V>& shared, const AttentionSm90Pa
             // The values of the tile before have arrived; its scores' keys came after them.
             mbar_wait(&shared.v_full[v_at.stage], v_at.phase);
             turn.await();
-            queue_scores<D>(scores, q, shared.k[k_at.stage]);
-            queue_output<D>(out, p, shared.v[v_at.stage]);
+            queue_scores<D>(scores, q, desc_advance(k, k_at.stage * TILE_BYTES));
+            queue_output<D>(out, p, desc_advance(v, v_at.stage * TILE_BYTES));
             turn.pass();
 
             // The scores are complete, the product with the values may still run.
@@ -284,6 +287,7 @@ __device__ __forceinline__ void consume(Shared<V>& shared, const AttentionSm90Pa
             release(&shared.k_empty[k_at.stage]);
             k_at.advance();
             softmax.update<V::POLYNOMIAL>(scores, scale, rescale);
+
 
             // The next keys are awaited here and not where they are used: within one basic block ptxas moves the wait below
             // up before the exponentials, and then nothing overlaps. The loop of this wait separates them.
@@ -302,7 +306,7 @@ __device__ __forceinline__ void consume(Shared<V>& shared, const AttentionSm90Pa
 
         // The last values have arrived.
         mbar_wait(&shared.v_full[v_at.stage], v_at.phase);
-        queue_output<D>(out, p, shared.v[v_at.stage]);
+        queue_output<D>(out, p, desc_advance(v, v_at.stage * TILE_BYTES));
         softmax.finish();
         // The results are complete.
         wgmma_wait<0>();
@@ -424,12 +428,13 @@ __device__ __forceinline__ void combine(const AttentionSm90Params& params) {
 // The variants that src/device/cuda/policy.rs chooses from, and says why there are no others.
 ATTENTION(d64_q128_k128, 64, 2, 128, 3, false, 0)
 ATTENTION(d64_q128_k128_turns, 64, 2, 128, 3, true, 0)
-ATTENTION(d64_q128_k128_turns_p2, 64, 2, 128, 3, true, 2)
+ATTENTION(d64_q128_k128_turns_p1, 64, 2, 128, 3, true, 1)
 ATTENTION(d64_q128_k176, 64, 2, 176, 3, false, 0)
 ATTENTION(d64_q128_k176_turns, 64, 2, 176, 3, true, 0)
+ATTENTION(d64_q128_k176_turns_p1, 64, 2, 176, 3, true, 1)
 ATTENTION(d64_q192_k128, 64, 3, 128, 3, false, 0)
 ATTENTION(d64_q192_k128_turns, 64, 3, 128, 3, true, 0)
-ATTENTION(d64_q192_k128_turns_p2, 64, 3, 128, 3, true, 2)
+ATTENTION(d64_q192_k128_turns_p1, 64, 3, 128, 3, true, 1)
 ATTENTION(d128_q128_k128, 128, 2, 128, 2, false, 0)
 ATTENTION(d128_q128_k128_turns, 128, 2, 128, 2, true, 0)
 ATTENTION(d128_q192_k80, 128, 3, 80, 3, false, 0)

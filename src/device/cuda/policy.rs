@@ -100,35 +100,48 @@ pub struct AttentionTile {
     pub turns: bool,
     /// How many of eight exponentials are a polynomial.
     pub polynomial: u32,
-}
-
-const fn tile(kernel: &'static str, head_dim: u32, groups: u32, keys: u32, stages: u32, turns: bool, polynomial: u32) -> AttentionTile {
-    AttentionTile { kernel, head_dim, groups, keys, stages, turns, polynomial }
+    /// Instructions of a warp for a tile of keys, as nvcc 13.0 makes them: `tests/it/built.rs` counts them again.
+    pub instructions: u32,
 }
 
 /// Every kernel there is; of equals the model takes the first. Not there, because on paper something else is always as good:
 ///
 /// - 64 queries a block. Two such blocks fill a multiprocessor like one of 128 queries, and copy keys and values twice; what
 ///   finer tiles win where a grid is small, [`Work::Cut`] wins with larger ones.
-/// - D = 64, 176 keys, three warpgroups: 88 + 44 + 32 registers of scores, probabilities and results do not fit 160.
 /// - D = 64, less than 128 keys: the chain of a tile has its latencies more often, and the queries are read more often.
-/// - D = 128, 176 keys, two warpgroups: the results would have to leave through the queries' place, which then waits for them.
-/// - D = 128, 96 keys, three warpgroups: only two stages fit, and 48 + 24 + 64 registers leave 24 of 160.
+/// - D = 64, 160 keys and D = 128, 96 keys with three warpgroups: 160 registers a thread do not hold scores, probabilities and
+///   results; ptxas spills 240 and 48 bytes, and serialises the products of the former.
+/// - D = 128, 176 keys, two warpgroups: the results would have to leave through the queries' place, which then waits for them;
+///   with 128 keys the tensor cores are what everything waits for already.
+/// - A quarter of the exponentials by polynomial: two or three warps have more instructions than a scheduler issues meanwhile.
 /// - Polynomials at D = 128: the tensor cores need twice the time of all exponentials.
-pub const ATTENTION_TILES: [AttentionTile; 12] = [
-    tile("attention_sm90_d64_q128_k128_turns", 64, 2, 128, 3, true, 0),
-    tile("attention_sm90_d64_q128_k128_turns_p2", 64, 2, 128, 3, true, 2),
-    tile("attention_sm90_d64_q128_k128", 64, 2, 128, 3, false, 0),
-    tile("attention_sm90_d64_q128_k176_turns", 64, 2, 176, 3, true, 0),
-    tile("attention_sm90_d64_q128_k176", 64, 2, 176, 3, false, 0),
-    tile("attention_sm90_d64_q192_k128_turns", 64, 3, 128, 3, true, 0),
-    tile("attention_sm90_d64_q192_k128_turns_p2", 64, 3, 128, 3, true, 2),
-    tile("attention_sm90_d64_q192_k128", 64, 3, 128, 3, false, 0),
-    tile("attention_sm90_d128_q128_k128_turns", 128, 2, 128, 2, true, 0),
-    tile("attention_sm90_d128_q128_k128", 128, 2, 128, 2, false, 0),
-    tile("attention_sm90_d128_q192_k80_turns", 128, 3, 80, 3, true, 0),
-    tile("attention_sm90_d128_q192_k80", 128, 3, 80, 3, false, 0),
+#[rustfmt::skip]
+pub const ATTENTION_TILES: [AttentionTile; 13] = [
+    tile("attention_sm90_d64_q128_k128_turns", 64, [2, 128, 3], true, 0, 418),
+    tile("attention_sm90_d64_q128_k128_turns_p1", 64, [2, 128, 3], true, 1, 483),
+    tile("attention_sm90_d64_q128_k128", 64, [2, 128, 3], false, 0, 416),
+    tile("attention_sm90_d64_q128_k176_turns", 64, [2, 176, 3], true, 0, 540),
+    tile("attention_sm90_d64_q128_k176_turns_p1", 64, [2, 176, 3], true, 1, 629),
+    tile("attention_sm90_d64_q128_k176", 64, [2, 176, 3], false, 0, 537),
+    tile("attention_sm90_d64_q192_k128_turns", 64, [3, 128, 3], true, 0, 423),
+    tile("attention_sm90_d64_q192_k128_turns_p1", 64, [3, 128, 3], true, 1, 488),
+    tile("attention_sm90_d64_q192_k128", 64, [3, 128, 3], false, 0, 421),
+    tile("attention_sm90_d128_q128_k128_turns", 128, [2, 128, 2], true, 0, 486),
+    tile("attention_sm90_d128_q128_k128", 128, [2, 128, 2], false, 0, 466),
+    tile("attention_sm90_d128_q192_k80_turns", 128, [3, 80, 3], true, 0, 367),
+    tile("attention_sm90_d128_q192_k80", 128, [3, 80, 3], false, 0, 347),
 ];
+
+const fn tile(
+    kernel: &'static str,
+    head_dim: u32,
+    [groups, keys, stages]: [u32; 3],
+    turns: bool,
+    polynomial: u32,
+    instructions: u32,
+) -> AttentionTile {
+    AttentionTile { kernel, head_dim, groups, keys, stages, turns, polynomial, instructions }
+}
 
 impl AttentionTile {
     /// Queries of a block.
@@ -164,7 +177,9 @@ impl AttentionTile {
         // Of each group: its queries, once a tile, and all keys and values.
         let shared = 2.0 * head_dim * (queries + 2.0 * keys * f64::from(self.groups)) / SHARED_BYTES;
         let l2 = 4.0 * keys * head_dim / L2_BYTES;
-        [products, exponentials, shared, l2, self.chain()].into_iter().fold(0.0, f64::max)
+        // Each of the four schedulers has one warp of each group, and issues one instruction a cycle.
+        let issue = f64::from(self.groups * self.instructions);
+        [products, exponentials, shared, l2, issue, self.chain()].into_iter().fold(0.0, f64::max)
     }
 }
 
@@ -266,5 +281,113 @@ impl AttentionForward {
         let cost = |variant: &Self| variant.cycles(shape, multiprocessors);
         let best = candidates.min_by(|a, b| cost(a).total_cmp(&cost(b)));
         best.unwrap_or(Self { tile: &ATTENTION_TILES[0], work: Work::Persistent })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(batch: usize, heads: usize, head_dim: usize, keys: usize) -> AttentionShape {
+        AttentionShape { batch, heads, head_dim, image: keys - keys / 5, text: keys / 5, text_queries: true }
+    }
+
+    const LENGTHS: [usize; 7] = [1, 63, 129, 1178, 1357, 4250, 4429];
+    const MULTIPROCESSORS: [u32; 4] = [1, 4, 114, 132];
+
+    #[test]
+    fn every_variant_fits_a_multiprocessor() {
+        for tile in &ATTENTION_TILES {
+            assert!(tile.shared() <= 227 << 10, "{}: {} bytes of shared memory", tile.kernel, tile.shared());
+            assert!(tile.instructions > 4 * tile.keys / 2, "{}: {} instructions", tile.kernel, tile.instructions);
+        }
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<_> = [64, 128].into_iter().flat_map(|head_dim| variants("attention", head_dim)).collect();
+        let all = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!((names.len(), all), (ATTENTION_TILES.len() * Work::ALL.len(), names.len()));
+        assert!(variants("linear", 64).is_empty());
+    }
+
+    /// The blocks' pieces, as the kernel walks through them, cover every tile of keys of every tile of queries once, and a
+    /// block has at most two that are not whole.
+    #[test]
+    fn plans_cover_everything_once() {
+        for (keys, multiprocessors) in LENGTHS.into_iter().flat_map(|keys| MULTIPROCESSORS.map(|m| (keys, m))) {
+            for variant in AttentionForward::all(64) {
+                let shape = shape(1, 3, 64, keys);
+                let plan = variant.plan(&shape, multiprocessors);
+                let AttentionPlan { key_tiles, tiles, whole, blocks, query_tiles } = plan;
+                assert!(blocks > 0 && whole <= tiles && tiles == 3 * query_tiles, "{}: {plan:?}", variant.name());
+                assert!(whole == tiles || whole.is_multiple_of(blocks), "{}: {plan:?}", variant.name());
+                let steps = (tiles - whole) * key_tiles;
+                assert!(steps == 0 || steps >= blocks, "{}: {plan:?}", variant.name());
+                let begin = |block: u64| block * steps / blocks;
+                for step in 0..steps {
+                    let block = ((step + 1) * blocks - 1) / steps;
+                    assert!((begin(block)..begin(block + 1)).contains(&step), "{}: step {step} of {plan:?}", variant.name());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_model_takes_the_fewest_cycles_and_turns() {
+        for (keys, multiprocessors) in LENGTHS.into_iter().flat_map(|keys| MULTIPROCESSORS.map(|m| (keys, m))) {
+            for (batch, heads, head_dim) in [(1, 24, 64), (1, 38, 64), (16, 24, 64), (2, 12, 128)] {
+                let shape = shape(batch, heads, head_dim, keys);
+                let best = AttentionForward::best(&shape, multiprocessors);
+                assert_eq!((best.tile.head_dim as usize, best.tile.turns), (head_dim, true));
+                for other in AttentionForward::all(head_dim).filter(|other| other.tile.turns) {
+                    let cycles = [best, other].map(|variant| variant.cycles(&shape, multiprocessors));
+                    assert!(cycles[0] <= cycles[1], "{} at {shape:?}: {cycles:?}", other.name());
+                }
+            }
+        }
+    }
+
+    /// 38 heads of 1357 tokens make 418 tiles of 128 queries: 22 more than three rounds of 132.
+    #[test]
+    fn a_round_that_is_nearly_empty_is_cut() {
+        let shape = shape(1, 38, 64, 1357);
+        let cut = AttentionForward { tile: &ATTENTION_TILES[0], work: Work::Cut };
+        let whole = AttentionForward { work: Work::Persistent, ..cut };
+        let plan = cut.plan(&shape, 132);
+        assert_eq!((plan.tiles, plan.whole, plan.blocks, plan.key_tiles), (418, 264, 132, 11));
+        assert!(cut.cycles(&shape, 132) < whole.cycles(&shape, 132));
+        assert_eq!(AttentionForward::best(&shape, 132).work, Work::Cut);
+    }
+
+    #[test]
+    fn choices_are_per_operation_and_head_width() {
+        let forced = Choices::of("attention", "d64_q192_k128.blocks");
+        let found = forced.attention(&shape(1, 2, 64, 100), 132).unwrap().unwrap();
+        assert_eq!((found.name().as_str(), found.work), ("d64_q192_k128.blocks", Work::Blocks));
+        let other = shape(1, 2, 128, 100);
+        assert_eq!(forced.attention(&other, 132), Ok(Some(AttentionForward::best(&other, 132))));
+        assert_eq!(Choices::of("attention", PORTABLE).attention(&other, 132), Ok(None));
+        assert_eq!(Choices::of("linear", "x"), Choices::default());
+    }
+
+    /// `BLESS` of the table in docs/performance.md: `cargo test --lib policy -- --nocapture table`.
+    #[test]
+    fn table() {
+        for (batch, heads, head_dim) in
+            [(1, 24, 64), (1, 38, 64), (4, 24, 64), (4, 38, 64), (16, 24, 64), (16, 38, 64), (1, 12, 128), (1, 19, 128)]
+        {
+            for keys in [1178, 1357, 4250, 4429] {
+                let shape = shape(batch, heads, head_dim, keys);
+                let best = AttentionForward::best(&shape, 132);
+                let AttentionPlan { tiles, whole, key_tiles, .. } = best.plan(&shape, 132);
+                let floor = 4.0 * (batch * heads * keys * keys * head_dim) as f64 / FLOPS / 132.0;
+                let name = best.name();
+                let share = 100.0 * floor / best.cycles(&shape, 132);
+                println!("| {batch} | {heads} | {head_dim} | {keys} | `{name}` | {tiles} | {whole} | {key_tiles} | {share:.0} % |");
+            }
+        }
     }
 }
