@@ -242,39 +242,64 @@ __device__ __forceinline__ void consume(Shared<V>& shared, const AttentionSm90Pa
     const uint64_t v = desc_sw128(shared.v[0], V::KEYS * PANEL * sizeof(bf16), 1024);
     const float scale = params.scale * LOG2_E;
     const Turn<V> turn{group};
-    // The first turn is group 0's.
-    if (group == V::GROUPS - 1) turn.pass();
 
+    float out[D / 2] = {};                  // [64, D] over the warpgroup
+    float scores[V::KEYS / 2];              // [64, keys]
+    uint32_t p[V::KEYS / 4];                // [64, keys] in bf16
+    float rescale[2];
+    OnlineSoftmax softmax;
     Cursor<V::STAGES> k_at, v_at;
-    uint32_t q_phase = 0;
-    Pieces pieces(params);
-    for (Piece piece; pieces.next(piece); q_phase ^= 1) {
-        float out[D / 2] = {};              // [64, D] over the warpgroup
-        float scores[V::KEYS / 2];          // [64, keys]
-        uint32_t p[V::KEYS / 4];            // [64, keys] in bf16
-        float rescale[2];
-        OnlineSoftmax softmax;
-
-        // Queries and the last keys have arrived.
-        mbar_wait(&shared.q_full[group], q_phase);
-        mbar_wait(&shared.k_full[k_at.stage], k_at.phase);
-        turn.await();
-        queue_scores<D>(scores, q, desc_advance(k, k_at.stage * TILE_BYTES));
-        turn.pass();
-        // The scores are complete.
-        wgmma_wait<0>();
+    const auto keys_arrive = [&] { mbar_wait(&shared.k_full[k_at.stage], k_at.phase); };
+    // The scores are complete, and read the queries last if the piece has no other keys.
+    const auto scores_done = [&](bool last) {
         wgmma_done(scores);
         release(&shared.k_empty[k_at.stage]);
         k_at.advance();
+        if (last) release(&shared.q_empty[group]);
+    };
+    const auto output_done = [&] {
+        wgmma_done(out);
+        release(&shared.v_empty[v_at.stage]);
+        v_at.advance();
+    };
+    const auto mask = [&](const Piece& piece) {
         const int left = (int)params.keys - (piece.last - 1) * V::KEYS;
         if (left < V::KEYS) mask_columns(scores, left, -INFINITY);
-        softmax.update<V::POLYNOMIAL>(scores, scale, rescale);
-        pack_strip(p, scores);
+    };
+    const auto store = [&](const Piece& piece, OnlineSoftmax& of) {
+        of.finish();
+        if (piece.last - piece.first == (int)params.key_tiles) {
+            const uint32_t row = piece.tile % params.query_tiles * V::QUERIES + group * GROUP_QUERIES + warp * STRIP_ROWS;
+            bf16* staging = shared.staging[group] + warp * STRIP_ROWS * D;
+            store_results<D>(staging, out, of, params, piece.tile / params.query_tiles, row);
+        } else {
+            store_part<D>(part_of<D>(params, 2 * blockIdx.x + (piece.first == 0), group, V::GROUPS), out, of);
+        }
+    };
 
-        int tile = piece.last - 2;
-        if (tile >= piece.first) mbar_wait(&shared.k_full[k_at.stage], k_at.phase);
-        for (; tile >= piece.first; tile--) {
-            // The values of the tile before have arrived; its scores' keys came after them.
+    Pieces pieces(params);
+    Piece piece;
+    if (!pieces.next(piece)) return;
+    // The first turn is group 0's.
+    if (group == V::GROUPS - 1) turn.pass();
+
+    // The first queries have arrived.
+    mbar_wait(&shared.q_full[group], 0);
+    keys_arrive();
+    turn.await();
+    queue_scores<D>(scores, q, desc_advance(k, k_at.stage * TILE_BYTES));
+    turn.pass();
+    // The scores are complete.
+    wgmma_wait<0>();
+    scores_done(piece.last - piece.first == 1);
+    mask(piece);
+    softmax.update<V::POLYNOMIAL>(scores, scale, rescale);
+    pack_strip(p, scores);
+    if (piece.last - piece.first > 1) keys_arrive();
+
+    for (uint32_t q_phase = 1;; q_phase ^= 1) {
+        for (int tile = piece.last - 2; tile >= piece.first; tile--) {
+            // The values of the tile before have arrived; the keys have, which came after them.
             mbar_wait(&shared.v_full[v_at.stage], v_at.phase);
             turn.await();
             queue_scores<D>(scores, q, desc_advance(k, k_at.stage * TILE_BYTES));
@@ -283,45 +308,56 @@ __device__ __forceinline__ void consume(Shared<V>& shared, const AttentionSm90Pa
 
             // The scores are complete, the product with the values may still run.
             wgmma_wait<1>();
-            wgmma_done(scores);
-            release(&shared.k_empty[k_at.stage]);
-            k_at.advance();
+            scores_done(tile == piece.first);
             softmax.update<V::POLYNOMIAL>(scores, scale, rescale);
-
 
             // The next keys are awaited here and not where they are used: within one basic block ptxas moves the wait below
             // up before the exponentials, and then nothing overlaps. The loop of this wait separates them.
-            if (tile > piece.first) mbar_wait(&shared.k_full[k_at.stage], k_at.phase);
+            if (tile > piece.first) keys_arrive();
 
             // Both are complete: results may be rescaled, probabilities replaced.
             wgmma_wait<0>();
-            wgmma_done(out);
-            release(&shared.v_empty[v_at.stage]);
-            v_at.advance();
+            output_done();
             scale_rows(out, rescale);
             pack_strip(p, scores);
         }
-        // No product reads the queries any more.
-        release(&shared.q_empty[group]);
+        Piece next;
+        if (!pieces.next(next)) break;
 
-        // The last values have arrived.
+        // The same between two pieces: the last values of one beside the first scores of the other, whose queries have
+        // arrived.
+        mbar_wait(&shared.q_full[group], q_phase);
+        keys_arrive();
         mbar_wait(&shared.v_full[v_at.stage], v_at.phase);
+        turn.await();
+        queue_scores<D>(scores, q, desc_advance(k, k_at.stage * TILE_BYTES));
         queue_output<D>(out, p, desc_advance(v, v_at.stage * TILE_BYTES));
-        softmax.finish();
-        // The results are complete.
+        turn.pass();
+        // The scores are complete, the product with the values may still run.
+        wgmma_wait<1>();
+        scores_done(next.last - next.first == 1);
+        mask(next);
+        OnlineSoftmax finished = softmax;
+        softmax = {};
+        softmax.update<V::POLYNOMIAL>(scores, scale, rescale);
+        if (next.last - next.first > 1) keys_arrive();
+        // Both are complete.
         wgmma_wait<0>();
-        wgmma_done(out);
-        release(&shared.v_empty[v_at.stage]);
-        v_at.advance();
-
-        if (piece.last - piece.first == (int)params.key_tiles) {
-            const uint32_t row = piece.tile % params.query_tiles * V::QUERIES + group * GROUP_QUERIES + warp * STRIP_ROWS;
-            bf16* staging = shared.staging[group] + warp * STRIP_ROWS * D;
-            store_results<D>(staging, out, softmax, params, piece.tile / params.query_tiles, row);
-        } else {
-            store_part<D>(part_of<D>(params, 2 * blockIdx.x + (piece.first == 0), group, V::GROUPS), out, softmax);
-        }
+        output_done();
+        pack_strip(p, scores);
+        store(piece, finished);
+#pragma unroll
+        for (int i = 0; i < D / 2; i++) out[i] = 0.0f;
+        piece = next;
     }
+
+    // The last values have arrived.
+    mbar_wait(&shared.v_full[v_at.stage], v_at.phase);
+    queue_output<D>(out, p, desc_advance(v, v_at.stage * TILE_BYTES));
+    // The results are complete.
+    wgmma_wait<0>();
+    output_done();
+    store(piece, softmax);
     // The turn behind the last: no barrier is left with half its threads.
     if (group == 0) turn.await();
 }
