@@ -4,14 +4,14 @@
 //! The CPU is held to it against the golden files. CUDA rounds what it is given to bf16, which alone costs more than its
 //! kernels do: it is compared with the CPU in f64 on inputs that are rounded already.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use half::bf16;
 use ladd_fast::device::cpu::Cpu;
 use ladd_fast::device::cuda::Cuda;
 use ladd_fast::device::cuda::emulated::{Emulated, Schedule};
-use ladd_fast::device::cuda::policy::{AttentionForward, Choices, Work};
+use ladd_fast::device::cuda::policy::{ATTENTION_TILES, AttentionForward, AttentionTile, Choices, Work};
 use ladd_fast::device::{AttentionShape, Backend};
 use ladd_fast::flow::philox::fill_normals;
 
@@ -446,6 +446,27 @@ fn every_variant_for_hopper() {
 #[test]
 fn every_variant_for_hopper_at_512_pixels() {
     every_variant(of_length(1, 64, 1178), &DEFAULT_AND_RANDOM, &[Work::Cut]);
+}
+
+/// The kernels are compiled for what the policy says they are.
+#[test]
+fn the_list_of_variants_is_that_of_the_kernels() {
+    let source = std::fs::read_to_string(crate::root().join("kernels/attention_sm90.cu")).unwrap();
+    let compiled: BTreeSet<&str> = source.lines().filter(|line| line.starts_with("ATTENTION(")).collect();
+    let listed: BTreeSet<String> = ATTENTION_TILES
+        .iter()
+        .map(|tile| {
+            let AttentionTile { kernel, head_dim, groups, keys, stages, turns, polynomial, .. } = tile;
+            let name = kernel.trim_start_matches("attention_sm90_");
+            format!("ATTENTION({name}, {head_dim}, {groups}, {keys}, {stages}, {turns}, {polynomial})")
+        })
+        .collect();
+    assert_eq!(compiled, listed.iter().map(String::as_str).collect());
+    for tile in &ATTENTION_TILES {
+        let suffixes = [if tile.turns { "_turns" } else { "" }, ["", "_p1"][tile.polynomial as usize]].concat();
+        let name = format!("attention_sm90_d{}_q{}_k{}{suffixes}", tile.head_dim, tile.queries(), tile.keys);
+        assert_eq!(tile.kernel, name);
+    }
 }
 
 #[test]
