@@ -59,6 +59,12 @@ pub fn variants(operation: &str, head_dim: usize) -> Vec<String> {
     }
 }
 
+/// The name of the variant that an operation gets by default on a Hopper; `None` where there is no choice.
+pub fn chosen(operation: &str, shape: &AttentionShape, multiprocessors: u32) -> Option<String> {
+    let attention = operation == "attention" && !variants(operation, shape.head_dim).is_empty();
+    attention.then(|| AttentionForward::best(shape, multiprocessors).name())
+}
+
 // ---- what a multiprocessor of a Hopper does in a cycle, at most ---------------------------------------------------------
 
 /// Floating-point operations of the tensor cores, bf16 with fp32 sums.
@@ -376,21 +382,35 @@ mod tests {
         assert_eq!(Choices::of("linear", "x"), Choices::default());
     }
 
-    /// `BLESS` of the table in docs/performance.md: `cargo test --lib policy -- --nocapture table`.
+    /// What the model chooses at the shapes of SD3, as docs/performance.md shows it.
+    fn table() -> String {
+        let mut lines = vec![
+            "| B | heads | D | S | variant | tiles of queries | of them whole | tiles of keys | products' share, by the model |".to_owned(),
+            "|--:|--:|--:|--:|---|--:|--:|--:|--:|".to_owned(),
+        ];
+        let models = [(1, 24, 64), (1, 38, 64), (4, 24, 64), (4, 38, 64), (16, 24, 64), (16, 38, 64), (1, 12, 128), (1, 19, 128)];
+        for ((batch, heads, head_dim), keys) in models.into_iter().flat_map(|model| [1178, 1357, 4250, 4429].map(|keys| (model, keys))) {
+            let shape = shape(batch, heads, head_dim, keys);
+            let best = AttentionForward::best(&shape, 132);
+            let AttentionPlan { tiles, whole, key_tiles, .. } = best.plan(&shape, 132);
+            let floor = 4.0 * (batch * heads * keys * keys * head_dim) as f64 / FLOPS / 132.0;
+            let (name, share) = (best.name(), 100.0 * floor / best.cycles(&shape, 132));
+            let line = format!("| {batch} | {heads} | {head_dim} | {keys} | `{name}` | {tiles} | {whole} | {key_tiles} | {share:.0} % |");
+            lines.push(line);
+        }
+        lines.join("\n")
+    }
+
     #[test]
-    fn table() {
-        for (batch, heads, head_dim) in
-            [(1, 24, 64), (1, 38, 64), (4, 24, 64), (4, 38, 64), (16, 24, 64), (16, 38, 64), (1, 12, 128), (1, 19, 128)]
-        {
-            for keys in [1178, 1357, 4250, 4429] {
-                let shape = shape(batch, heads, head_dim, keys);
-                let best = AttentionForward::best(&shape, 132);
-                let AttentionPlan { tiles, whole, key_tiles, .. } = best.plan(&shape, 132);
-                let floor = 4.0 * (batch * heads * keys * keys * head_dim) as f64 / FLOPS / 132.0;
-                let name = best.name();
-                let share = 100.0 * floor / best.cycles(&shape, 132);
-                println!("| {batch} | {heads} | {head_dim} | {keys} | `{name}` | {tiles} | {whole} | {key_tiles} | {share:.0} % |");
-            }
+    fn the_documentation_shows_what_is_chosen() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/performance.md");
+        let (page, table) = (std::fs::read_to_string(&path).unwrap(), table());
+        let begin = page.find("| B | heads | D | S |").unwrap();
+        let end = begin + page[begin..].find("\n\n").unwrap();
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(&path, [&page[..begin], &table, &page[end..]].concat()).unwrap();
+        } else {
+            assert!(page[begin..end] == table, "docs/performance.md is stale: run UPDATE_DOCS=1 cargo test the_documentation_shows");
         }
     }
 }

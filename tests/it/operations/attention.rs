@@ -406,9 +406,10 @@ fn keys_that_nobody_asks_get_no_gradient() {
 
 // ---- the variants for Hopper ----------------------------------------------------------------------------------------
 
-/// Every variant for a shape's head width: to the rule, and to the same bits under every schedule, whatever the number of
-/// queries of a block, the order of warpgroups and the number of blocks: only tiles of keys, polynomials and cuts change sums.
-fn every_variant(shape: AttentionShape, schedules: &[Schedule], works: &[Work]) {
+/// Every variant for a shape's head width: to the rule, and to the same bits on every device and wherever the sums are the
+/// same ones: whatever the number of queries of a block, the order of warpgroups and the number of blocks; only tiles of keys,
+/// polynomials and cuts change sums.
+fn every_variant(shape: AttentionShape, devices: &[Cuda], works: &[Work]) {
     let expected = Expected::of(shape, false);
     let sums = |variant: &AttentionForward| {
         let cuts = (variant.work == Work::Cut).then_some(variant.tile.queries());
@@ -416,10 +417,9 @@ fn every_variant(shape: AttentionShape, schedules: &[Schedule], works: &[Work]) 
     };
     let mut firsts = BTreeMap::new();
     for variant in AttentionForward::all(shape.head_dim).filter(|variant| works.contains(&variant.work)) {
-        let choices = Choices { attention: Some(variant.name()) };
-        for schedule in schedules {
-            println!("{} {schedule:?} {shape:?}", variant.name());
-            let got = expected.run(&Kernels::Hopper.device(*schedule).choosing(choices.clone()));
+        for (i, device) in devices.iter().enumerate() {
+            println!("{} on device {i}: {shape:?}", variant.name());
+            let got = expected.run(&device.choosing(Choices::of("attention", &variant.name())));
             let first = firsts.entry(sums(&variant)).or_insert_with(|| {
                 expected.judge_all(&got);
                 got.clone()
@@ -429,23 +429,40 @@ fn every_variant(shape: AttentionShape, schedules: &[Schedule], works: &[Work]) 
     }
 }
 
+const WORKS: [Work; 3] = [Work::Persistent, Work::Cut, Work::Blocks];
+
 /// One key behind two tiles of each size; more tiles of queries than the emulated device has multiprocessors, which cuts run
 /// across; fewer keys than a tile; text that does not ask.
 #[test]
 fn every_variant_for_hopper() {
-    let all = [Work::Persistent, Work::Cut, Work::Blocks];
+    let [all, two] =
+        [&Schedule::ALL[..], &DEFAULT_AND_RANDOM].map(|list| list.iter().map(|of| Kernels::Hopper.device(*of)).collect::<Vec<_>>());
     for head_dim in [64, 128] {
         let shape = |batch, heads, image, text| AttentionShape { batch, heads, head_dim, image, text, text_queries: true };
-        every_variant(shape(1, 3, 200, 57), &Schedule::ALL, &all);
+        every_variant(shape(1, 3, 200, 57), &all, &WORKS);
         let long = if head_dim == 64 { 353 } else { 161 };
-        every_variant(AttentionShape { text_queries: false, ..shape(3, 1, long - 30, 30) }, &DEFAULT_AND_RANDOM, &all);
-        every_variant(shape(2, 3, 30, 10), &DEFAULT_AND_RANDOM, &[Work::Persistent]);
+        every_variant(AttentionShape { text_queries: false, ..shape(3, 1, long - 30, 30) }, &two, &WORKS);
+        every_variant(shape(2, 3, 30, 10), &two, &WORKS[..1]);
     }
 }
 
 #[test]
 fn every_variant_for_hopper_at_512_pixels() {
-    every_variant(of_length(1, 64, 1178), &DEFAULT_AND_RANDOM, &[Work::Cut]);
+    every_variant(of_length(1, 64, 1178), &DEFAULT_AND_RANDOM.map(|of| Kernels::Hopper.device(of)), &[Work::Cut]);
+}
+
+/// More tiles than a device has multiprocessors, and not a multiple.
+#[cfg(feature = "cuda")]
+#[test]
+#[cfg_attr(not(gpu), ignore = "needs a GPU")]
+fn every_variant_on_cuda_gpu() {
+    let twice = [crate::devices::gpu(), crate::devices::gpu()];
+    for head_dim in [64, 128] {
+        let shape = |batch, heads, keys| AttentionShape { heads, ..of_length(batch, head_dim, keys) };
+        every_variant(shape(3, 24, 353), &twice, &WORKS);
+        every_variant(shape(1, 38, 1357), &twice, &WORKS);
+        every_variant(AttentionShape { text_queries: false, ..shape(2, 5, 161) }, &twice, &WORKS);
+    }
 }
 
 /// The kernels are compiled for what the policy says they are.
@@ -472,7 +489,7 @@ fn the_list_of_variants_is_that_of_the_kernels() {
 #[test]
 #[should_panic(expected = "there are portable, d64_q128_k128_turns.persistent, d64_q128_k128_turns.cut")]
 fn unknown_variants_are_refused() {
-    let cuda = Kernels::Hopper.device(Schedule::default()).choosing(Choices { attention: Some("d64_q1".to_owned()) });
+    let cuda = Kernels::Hopper.device(Schedule::default()).choosing(Choices::of("attention", "d64_q1"));
     let shape = of_length(1, 64, 3);
     run(&Lab::new(&cuda), &shape, random(&shape).each_ref().map(|values| &values[..]));
 }
