@@ -50,7 +50,7 @@ struct Shared {
     bf16 q[V::GROUPS][GROUP_QUERIES * V::D];
     bf16 k[V::STAGES][V::KEYS * V::D];
     bf16 v[V::STAGES][V::KEYS * V::D];
-    bf16 staging[V::GROUPS][GROUP_QUERIES * V::D];  // results on their way out: not q's place, which the next tile's queries fill
+    bf16 staging[V::GROUPS][GROUP_QUERIES * V::D];  // results on their way out; the next queries fill q's place meanwhile
     uint64_t q_full[V::GROUPS];
     uint64_t q_empty[V::GROUPS];
     uint64_t k_full[V::STAGES];
@@ -241,7 +241,8 @@ __device__ __forceinline__ void consume(Shared<V>& shared, const AttentionSm90Pa
     const uint64_t k = desc_sw128(shared.k[0], 16, 1024);
     const uint64_t v = desc_sw128(shared.v[0], V::KEYS * PANEL * sizeof(bf16), 1024);
     const float scale = params.scale * LOG2_E;
-    const Turn<V> turn{group};
+    // Of each thread, not from one lane: as a uniform value it would cost descriptors their uniform registers.
+    const Turn<V> turn{(int)threadIdx.x / WARPGROUP - 1};
 
     float out[D / 2] = {};                  // [64, D] over the warpgroup
     float scores[V::KEYS / 2];              // [64, keys]
@@ -295,6 +296,7 @@ __device__ __forceinline__ void consume(Shared<V>& shared, const AttentionSm90Pa
     mask(piece);
     softmax.update<V::POLYNOMIAL>(scores, scale, rescale);
     pack_strip(p, scores);
+    // The next keys have arrived, here and below: the loop begins behind this wait.
     if (piece.last - piece.first > 1) keys_arrive();
 
     for (uint32_t q_phase = 1;; q_phase ^= 1) {
@@ -463,12 +465,15 @@ __device__ __forceinline__ void combine(const AttentionSm90Params& params) {
 
 // The variants that src/device/cuda/policy.rs chooses from, and says why there are no others.
 ATTENTION(d64_q128_k128, 64, 2, 128, 3, false, 0)
+ATTENTION(d64_q128_k128_p1, 64, 2, 128, 3, false, 1)
 ATTENTION(d64_q128_k128_turns, 64, 2, 128, 3, true, 0)
 ATTENTION(d64_q128_k128_turns_p1, 64, 2, 128, 3, true, 1)
 ATTENTION(d64_q128_k176, 64, 2, 176, 3, false, 0)
+ATTENTION(d64_q128_k176_p1, 64, 2, 176, 3, false, 1)
 ATTENTION(d64_q128_k176_turns, 64, 2, 176, 3, true, 0)
 ATTENTION(d64_q128_k176_turns_p1, 64, 2, 176, 3, true, 1)
 ATTENTION(d64_q192_k128, 64, 3, 128, 3, false, 0)
+ATTENTION(d64_q192_k128_p1, 64, 3, 128, 3, false, 1)
 ATTENTION(d64_q192_k128_turns, 64, 3, 128, 3, true, 0)
 ATTENTION(d64_q192_k128_turns_p1, 64, 3, 128, 3, true, 1)
 ATTENTION(d128_q128_k128, 128, 2, 128, 2, false, 0)

@@ -338,10 +338,7 @@ __device__ __forceinline__ uint64_t desc_sw128(const void* shared, uint32_t lbo,
 }
 
 // The descriptor of what lies `bytes` further, a multiple of 16: one addition instead of making it anew.
-__device__ __forceinline__ uint64_t desc_advance(uint64_t descriptor, uint32_t bytes) {
-    const uint32_t low = (uint32_t)descriptor + (bytes >> 4);
-    return descriptor >> 32 << 32 | low;
-}
+__device__ __forceinline__ uint64_t desc_advance(uint64_t descriptor, uint32_t bytes) { return descriptor + (bytes >> 4); }
 
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
     __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
