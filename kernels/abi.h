@@ -134,16 +134,33 @@ enum {
     ATTENTION_BACKWARD_SHARED_D128 = 2 * 128 * (2 * ATTENTION_BACKWARD_ROWS + 4 * ATTENTION_BACKWARD_COLUMNS_D128) + 16 * ATTENTION_BACKWARD_COLUMNS_D128
 };
 
-/* Tiles of the kernels for Hopper. Shared memory: queries, stages of keys and values, a page for the barriers. */
+/* attention_sm90.cu: tiles of queries are numbered along the sequence, then along the heads. The first `whole` of them are
+ * done whole, by block `tile % blocks`; what the others take of keys is one row of tiles of keys, cut evenly between the
+ * blocks. A block's parts of a tile of queries go to `parts`: one that does not begin at the first key to place 2 block, one
+ * that does and ends early to place 2 block + 1. */
+typedef struct AttentionSm90Params {
+    DevicePtr out_image;    /* bf16 [B N, heads head_dim], or 0 */
+    DevicePtr out_text;     /* bf16 [B L, heads head_dim], or 0 */
+    DevicePtr lse;          /* fp32 [B heads, keys] */
+    DevicePtr parts;        /* fp32 [2 blocks, groups, head_dim / 8 + 1, 128 threads, 4]: results, then maximum and sum twice */
+    uint32_t heads;
+    uint32_t keys;
+    uint32_t queries;
+    uint32_t image;         /* N */
+    uint32_t query_tiles;   /* of a head */
+    uint32_t key_tiles;
+    uint32_t tiles;         /* of queries, of all heads and samples */
+    uint32_t whole;
+    uint32_t blocks;
+    float scale;
+} AttentionSm90Params;
+
+/* A consumer warpgroup of the kernels for Hopper takes 64 queries. Shared memory: queries and staging, stages of keys and
+ * values (src/device/cuda/policy.rs), a page for the barriers. */
 enum {
-    ATTENTION_SM90_THREADS = 384,
-    ATTENTION_SM90_QUERIES = 128,
     ATTENTION_SM90_GROUP_QUERIES = 64,
-    ATTENTION_SM90_KEYS = 128,
-    ATTENTION_SM90_STAGES_D64 = 3,
-    ATTENTION_SM90_STAGES_D128 = 2,
-    ATTENTION_SM90_SHARED_D64 = 2 * 64 * (ATTENTION_SM90_QUERIES + 2 * ATTENTION_SM90_STAGES_D64 * ATTENTION_SM90_KEYS) + 1024,
-    ATTENTION_SM90_SHARED_D128 = 2 * 128 * (ATTENTION_SM90_QUERIES + 2 * ATTENTION_SM90_STAGES_D128 * ATTENTION_SM90_KEYS) + 1024
+    ATTENTION_SM90_BARRIERS = 1024,
+    ATTENTION_SM90_COMBINE_THREADS = 128
 };
 
 /* ---- attention_backward_sm90.cu --------------------------------------------------------------------------------- */

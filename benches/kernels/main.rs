@@ -4,12 +4,16 @@
 //!     cargo bench --bench kernels --features cuda -- --json FILE           medians as JSON, and a table
 //!     cargo bench --bench kernels -- --dry                                 each case once, tiny, on the emulated device
 //!     cargo bench --bench kernels --features cuda -- --goals --json FILE   the cases of docs/performance-goals.md
+//!     cargo bench --bench kernels --features cuda -- --variants            every variant of a kernel there are several of
 //!     cargo bench --bench kernels -- --join OURS PYTORCH FILE              one report from both sides
 //!
 //! FILTER keeps operations whose name contains it; `--shape TEXT` keeps shapes. Rates are TFLOP/s (attention: forward
 //! `4 B H S^2 D`, backward 2.5 times that) or GB/s (every value that must be read or written, once), also as a fraction
 //! of what the same run measured: a large copy on the device, and a large matrix product by cuBLASLt in bf16. Without a
 //! GPU it says so and ends. `scripts/bench-kernels` runs it beside PyTorch.
+//!
+//! `--variants` (with `--json FILE`, `--head-dim N`, `--dry` as above) prints for each shape the fastest variant and the one
+//! that `src/device/cuda/policy.rs` chooses.
 
 // Its sizes are for other benchmarks.
 #[allow(dead_code)]
@@ -30,7 +34,8 @@ use clap::Parser;
 use criterion::{Criterion, Throughput};
 use ladd_fast::device::cuda::Cuda;
 use ladd_fast::device::cuda::emulated::{Emulated, Schedule};
-use ladd_fast::device::{Backend, Linear, Storage};
+use ladd_fast::device::cuda::policy::{self, Choices};
+use ladd_fast::device::{AttentionShape, Backend, Linear, Storage};
 use measure::{Bench, Effort, median};
 use report::four_digits;
 use serde_json::{Value, json};
@@ -56,6 +61,12 @@ struct Options {
     /// Run each case once, tiny, on the emulated device.
     #[arg(long)]
     dry: bool,
+    /// Time every variant of the operations that have several.
+    #[arg(long)]
+    variants: bool,
+    /// Width of an attention head, for `--variants`; their number follows.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
+    head_dim: u16,
     /// Join two results into one report, and print its table.
     #[arg(long, num_args = 3, value_names = ["OURS", "PYTORCH", "FILE"])]
     join: Option<Vec<PathBuf>>,
@@ -246,6 +257,40 @@ fn medians(devices: &Devices, options: &Options, effort: Effort) -> Value {
     report
 }
 
+/// Medians of every variant at every shape of the operations that have several, as JSON.
+fn variants(b: &Cuda, options: &Options, effort: Effort) -> Value {
+    let machine = Machine::measure(b, effort, options.dry);
+    let rules = if options.dry { "dry run on the emulated device: no number here is a measurement" } else { RULES };
+    let mut report = report::facts(&b.name(), rules);
+    report["rest_s"] = json!(effort.rest.as_secs_f64());
+    let mut results = Vec::new();
+    for shape in shapes::all(options.dry) {
+        let head_dim = usize::from(options.head_dim);
+        let heads = (shape.sizes.heads * shape.sizes.head_dim / head_dim).max(1);
+        let sizes = catalogue::Sizes { heads, head_dim, ..shape.sizes };
+        for Entry { name, .. } in entries(b, sizes) {
+            let (Some(of), names) = (shape.name(name), policy::variants(name, head_dim)) else { continue };
+            if names.is_empty() || !options.wanted(name, &of) {
+                continue;
+            }
+            let asked = AttentionShape { batch: sizes.batch, heads, head_dim, image: sizes.image(), text: sizes.text, text_queries: true };
+            let chosen = policy::chosen(name, &asked, b.properties().multiprocessors);
+            eprintln!("kernels: {} variants of {name} at {of}", names.len());
+            for variant in names {
+                let choosing = b.choosing(Choices::of(name, &variant));
+                let Some(entry) = entries(&choosing, sizes).into_iter().find(|entry| entry.name == name) else { continue };
+                let one = Case { b: &choosing, entry, shape: of.clone() };
+                let mut result = measured(&machine, effort, &one, options.dry);
+                result["chosen"] = json!(chosen.as_ref() == Some(&variant));
+                result["variant"] = json!(variant);
+                results.push(result);
+            }
+        }
+    }
+    report["results"] = json!(results);
+    report
+}
+
 /// One criterion group per operation.
 fn with_criterion(devices: &Devices, options: &Options) {
     let mut criterion = Criterion::default().sample_size(30).warm_up_time(Duration::from_millis(200));
@@ -291,7 +336,13 @@ fn main() {
             std::process::exit(if options.json.is_some() { 2 } else { 0 });
         }
     };
-    if options.dry || options.json.is_some() {
+    if options.variants {
+        // Many short runs: the order of variants matters more than the last percent.
+        let effort = Effort { rest: Duration::from_millis(200), ..Effort::FULL };
+        let report = variants(&devices.ordered, &options, if options.dry { Effort::DRY } else { effort });
+        options.json.iter().for_each(|path| write(path, &report));
+        println!("{}", report::variants_table(&report));
+    } else if options.dry || options.json.is_some() {
         let full = if options.goals { Effort::BRIEF } else { Effort::FULL };
         let report = medians(&devices, &options, if options.dry { Effort::DRY } else { full });
         options.json.iter().for_each(|path| write(path, &report));

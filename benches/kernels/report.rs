@@ -60,3 +60,23 @@ pub fn table(report: &Value) -> String {
     }
     lines.join("\n")
 }
+
+/// A table in Markdown of the fastest variant at each shape and of the one that is chosen.
+pub fn variants_table(report: &Value) -> String {
+    let mut lines =
+        vec!["| operation | shape | fastest | µs | rate | chosen | µs |".to_owned(), "|---|---|---|--:|--:|---|--:|".to_owned()];
+    let empty = Vec::new();
+    let results = report["results"].as_array().unwrap_or(&empty);
+    let text = |entry: &Value, key: &str| entry[key].as_str().unwrap_or_default().to_owned();
+    let micros = |entry: &Value| entry["median_us"].as_f64().unwrap_or(f64::INFINITY);
+    let of = |entry: &Value| (text(entry, "operation"), text(entry, "shape"));
+    for group in results.chunk_by(|a, b| of(a) == of(b)) {
+        let Some(fastest) = group.iter().min_by(|a, b| micros(a).total_cmp(&micros(b))) else { continue };
+        let (operation, shape) = of(fastest);
+        let (variant, unit, rate) = (text(fastest, "variant"), text(fastest, "unit"), &fastest["rate"]);
+        let chosen = group.iter().find(|entry| entry["chosen"] == true);
+        let chosen = chosen.map_or_else(|| " | ".to_owned(), |entry| format!("{} | {}", text(entry, "variant"), micros(entry)));
+        lines.push(format!("| {operation} | {shape} | {variant} | {} | {rate} {unit} | {chosen} |", micros(fastest)));
+    }
+    lines.join("\n")
+}

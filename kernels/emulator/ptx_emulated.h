@@ -11,6 +11,7 @@
 inline uint32_t smem_u32(const void* shared) { return emulator::shared_address(shared); }
 inline void keep_packed(uint4&) {}
 inline float ex2(float x) { return std::exp2(x); }
+inline float max_or_nan(float a, float b) { return a > b || std::isnan(a) ? a : b; }
 inline uint4 load_16_bytes(const void* from) { return *static_cast<const uint4*>(from); }
 inline void store_16_bytes(void* to, uint4 value) {
     emulator::require_global(to, "store_16_bytes");

@@ -31,6 +31,13 @@ PTX float ex2(float x) {
     return y;
 }
 
+// The larger one; not a number where either is none.
+PTX float max_or_nan(float a, float b) {
+    float larger;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+    return larger;
+}
+
 // 16 bytes at an address that is a multiple of 16; the emulator checks that. The store goes to global memory and is an
 // instruction of its own: the compiler takes a vector apart where it rewrites the address, and does not always put it
 // together again.
@@ -347,10 +354,7 @@ __device__ __forceinline__ uint64_t desc_sw128(const void* shared, uint32_t lbo,
 }
 
 // The descriptor of what lies `bytes` further, a multiple of 16: one addition instead of making it anew.
-__device__ __forceinline__ uint64_t desc_advance(uint64_t descriptor, uint32_t bytes) {
-    const uint32_t low = (uint32_t)descriptor + (bytes >> 4);
-    return descriptor >> 32 << 32 | low;
-}
+__device__ __forceinline__ uint64_t desc_advance(uint64_t descriptor, uint32_t bytes) { return descriptor + (bytes >> 4); }
 
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
     __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use ladd_fast::device::cuda::built::{FATBINS, KERNELS};
+use ladd_fast::device::cuda::policy::{ATTENTION_TILES, AttentionTile};
 
 const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90a"];
 
@@ -121,4 +122,52 @@ fn the_machine_code_holds_the_instructions_it_was_written_for() {
         }
     }
     assert_eq!(matched.len(), EXPECTED.len(), "an expectation fits no kernel");
+}
+
+/// Address and text of a line `/*0a10*/ @P0 BRA 0x980 ;` of a listing, without the predicate.
+fn instruction(line: &str) -> Option<(u64, &str)> {
+    let (address, text) = line.trim().strip_prefix("/*")?.split_once("*/")?;
+    let text = text.split(';').next().unwrap_or_default().trim();
+    let text = if text.starts_with('@') { text.split_once(' ').map_or("", |(_, rest)| rest) } else { text };
+    (!text.is_empty()).then_some((u64::from_str_radix(address, 16).ok()?, text))
+}
+
+/// The shortest loop with products and exponentials in it.
+fn main_loop<'a>(code: &[(u64, &'a str)]) -> Option<Vec<&'a str>> {
+    let loops = code.iter().filter_map(|&(end, text)| {
+        let target = text.strip_prefix("BRA ")?.rsplit("0x").next()?;
+        let begin = u64::from_str_radix(target.trim(), 16).ok().filter(|begin| *begin < end)?;
+        let body: Vec<&str> = code.iter().filter(|(at, _)| (begin..=end).contains(at)).map(|(_, text)| *text).collect();
+        let has = |what: &str| body.iter().any(|text| text.starts_with(what));
+        (has("HGMMA") && has("MUFU.EX2")).then_some(body)
+    });
+    loops.min_by_key(Vec::len)
+}
+
+/// Of Hopper's attention, every variant: it fits its block's registers, its exponentials stand between the wait for the scores
+/// and the wait for the product with the values, and it has about as many instructions as the model counts with.
+#[test]
+fn exponentials_run_beside_products() {
+    let Some(cuobjdump) = cuobjdump() else {
+        eprintln!("skipped: cuobjdump is not installed (scripts/install-nvcc)");
+        return;
+    };
+    let (file, fatbin) = FATBINS.iter().find(|(file, _)| *file == "attention_sm90").unwrap();
+    let functions = machine_code(&cuobjdump, file, fatbin, "sm_90a");
+    for tile @ AttentionTile { kernel, keys, polynomial, .. } in &ATTENTION_TILES {
+        let built = KERNELS.iter().find(|built| built.name == *kernel && built.arch == "sm_90a").unwrap();
+        assert!(built.registers * tile.threads() <= 65536, "{kernel}: {} registers, {} threads", built.registers, tile.threads());
+        let code: Vec<_> = functions[*kernel].lines().filter_map(instruction).collect();
+        let body = main_loop(&code).unwrap_or_else(|| panic!("{kernel} has no loop with products and exponentials"));
+        let waits: Vec<_> = (0..body.len()).filter(|i| body[*i].starts_with("WARPGROUP.DEPBAR")).collect();
+        let [scores, output] = waits[..] else { panic!("{kernel}: {} waits for products in the loop", waits.len()) };
+        let exponentials = body[scores..output].iter().filter(|text| text.starts_with("MUFU.EX2")).count();
+        // Of its tile a thread has half a column's scores, and two maxima to adapt to.
+        let all = (keys / 2 * (8 - polynomial) / 8 + 2) as usize;
+        println!("{kernel}: {} instructions, {exponentials} of {all} exponentials beside products", body.len());
+        assert!(exponentials >= all - 2, "{kernel}: {exponentials} of {all} exponentials stand between the waits");
+        let expected = f64::from(tile.instructions);
+        let close = (body.len() as f64 - expected).abs() <= 0.1 * expected;
+        assert!(close, "{kernel}: {} instructions for a tile of keys; src/device/cuda/policy.rs says {expected}", body.len());
+    }
 }

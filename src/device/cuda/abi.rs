@@ -125,14 +125,27 @@ pub const ATTENTION_BACKWARD_COLUMNS_D128: _bindgen_ty_4 = 32;
 pub const ATTENTION_BACKWARD_SHARED_D64: _bindgen_ty_4 = 50176;
 pub const ATTENTION_BACKWARD_SHARED_D128: _bindgen_ty_4 = 66048;
 pub type _bindgen_ty_4 = ::std::os::raw::c_uint;
-pub const ATTENTION_SM90_THREADS: _bindgen_ty_5 = 384;
-pub const ATTENTION_SM90_QUERIES: _bindgen_ty_5 = 128;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct AttentionSm90Params {
+    pub out_image: DevicePtr,
+    pub out_text: DevicePtr,
+    pub lse: DevicePtr,
+    pub parts: DevicePtr,
+    pub heads: u32,
+    pub keys: u32,
+    pub queries: u32,
+    pub image: u32,
+    pub query_tiles: u32,
+    pub key_tiles: u32,
+    pub tiles: u32,
+    pub whole: u32,
+    pub blocks: u32,
+    pub scale: f32,
+}
 pub const ATTENTION_SM90_GROUP_QUERIES: _bindgen_ty_5 = 64;
-pub const ATTENTION_SM90_KEYS: _bindgen_ty_5 = 128;
-pub const ATTENTION_SM90_STAGES_D64: _bindgen_ty_5 = 3;
-pub const ATTENTION_SM90_STAGES_D128: _bindgen_ty_5 = 2;
-pub const ATTENTION_SM90_SHARED_D64: _bindgen_ty_5 = 115712;
-pub const ATTENTION_SM90_SHARED_D128: _bindgen_ty_5 = 164864;
+pub const ATTENTION_SM90_BARRIERS: _bindgen_ty_5 = 1024;
+pub const ATTENTION_SM90_COMBINE_THREADS: _bindgen_ty_5 = 128;
 pub type _bindgen_ty_5 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]

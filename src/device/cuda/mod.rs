@@ -15,6 +15,7 @@ pub mod driver;
 pub mod emulated;
 mod memory;
 mod ops;
+pub mod policy;
 #[cfg(feature = "cuda")]
 pub mod real;
 
@@ -29,6 +30,7 @@ use driver::{Address, Driver, Gemm, Grid, Kernel, Properties, Recorded, TensorMa
 pub use memory::Buffer;
 use memory::Located;
 use ops::{In, Out, StatIn, StatOut};
+use policy::Choices;
 
 use super::shapes::{
     AdalnShape, AdamwShape, AttentionShape, ConvShape, HeadLogitsShape, HingeShape, Linear, PatchShape, QkNormShape, StepValues, Stream,
@@ -52,6 +54,7 @@ pub struct Cuda {
     scratch: Mutex<Scratch>,
     replays: bool,
     ordered: bool,
+    choices: Choices,
 }
 
 /// A step on its way to being replayed: see [`Backend::replay`].
@@ -74,9 +77,10 @@ struct Scratch {
 }
 
 impl Cuda {
-    /// The backend over a driver.
+    /// The backend over a driver, with the variants of kernels that the environment forces.
     pub fn new(driver: Arc<dyn Driver>) -> Self {
-        Self { driver, failed: Mutex::default(), scratch: Mutex::default(), replays: true, ordered: true }
+        let choices = Choices::from_environment();
+        Self { driver, failed: Mutex::default(), scratch: Mutex::default(), replays: true, ordered: true, choices }
     }
 
     /// The backend on a GPU of this machine.
@@ -99,6 +103,12 @@ impl Cuda {
     #[must_use]
     pub fn without_order(self) -> Self {
         Self { ordered: false, ..self }
+    }
+
+    /// Another backend on the same device, with other variants of kernels: buffers of either serve both.
+    #[must_use]
+    pub fn choosing(&self, choices: Choices) -> Self {
+        Self { choices, replays: self.replays, ordered: self.ordered, ..Self::new(self.driver.clone()) }
     }
 
     /// What the device can do.

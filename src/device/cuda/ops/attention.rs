@@ -5,12 +5,12 @@ use half::bf16;
 use super::aligned;
 use crate::device::cuda::Cuda;
 use crate::device::cuda::abi::{
-    ATTENTION_QUERIES_D64, ATTENTION_QUERIES_D128, ATTENTION_SHARED_D64, ATTENTION_SHARED_D128, ATTENTION_SM90_GROUP_QUERIES,
-    ATTENTION_SM90_KEYS, ATTENTION_SM90_QUERIES, ATTENTION_SM90_SHARED_D64, ATTENTION_SM90_SHARED_D128, ATTENTION_SM90_THREADS,
-    ATTENTION_THREADS, AttentionParams,
+    ATTENTION_QUERIES_D64, ATTENTION_QUERIES_D128, ATTENTION_SHARED_D64, ATTENTION_SHARED_D128, ATTENTION_SM90_COMBINE_THREADS,
+    ATTENTION_SM90_GROUP_QUERIES, ATTENTION_THREADS, AttentionParams, AttentionSm90Params,
 };
 use crate::device::cuda::driver::{Address, Element, Grid, Kernel, TensorMap, TensorSpec};
 use crate::device::cuda::memory::Buffer;
+use crate::device::cuda::policy::AttentionForward;
 use crate::device::{AttentionShape, Storage};
 
 const WIDEST_HEAD: usize = 128;
@@ -120,7 +120,11 @@ pub fn attention(
         return;
     }
     if cuda.properties().hopper() && variant.wide_access && [64, 128].contains(&shape.head_dim) {
-        return hopper(cuda, shape, variant, &params);
+        match cuda.choices.attention(shape, cuda.properties().multiprocessors) {
+            Ok(Some(forward)) => return hopper(cuda, shape, forward, &params),
+            Ok(None) => {}
+            Err(cause) => return cuda.refuse("attention", cause),
+        }
     }
     let kernel = variant.kernel(["attention_d64_wide", "attention_d64_narrow", "attention_d128_wide", "attention_d128_narrow"]);
     let rows = variant.pick(ATTENTION_QUERIES_D64, ATTENTION_QUERIES_D128);
@@ -128,7 +132,20 @@ pub fn attention(
     cuda.launch(kernel, grid(shape, shape.queries(), rows, ATTENTION_THREADS, shared), &params);
 }
 
-fn hopper(cuda: &Cuda, shape: &AttentionShape, variant: Variant, params: &AttentionParams) {
+/// Bytes of a cut tile's part: of each of a warpgroup's threads its results, two maxima and two sums, in fp32.
+fn part_bytes(forward: AttentionForward) -> u64 {
+    u64::from(forward.tile.groups * 128 * (forward.tile.head_dim / 2 + 4)) * size_of::<f32>() as u64
+}
+
+fn hopper(cuda: &Cuda, shape: &AttentionShape, forward: AttentionForward, params: &AttentionParams) {
+    let tile = forward.tile;
+    let plan = forward.plan(shape, cuda.properties().multiprocessors);
+    // The kernels count tiles, and steps of cut ones, in 31 bits.
+    if plan.tiles.saturating_mul(plan.key_tiles) > i32::MAX as u64 {
+        let AttentionShape { batch, heads, .. } = *shape;
+        let cause = format!("{batch} samples of {heads} heads of {} tokens are too many for one call", shape.keys());
+        return cuda.refuse("attention", cause);
+    }
     // Tokens are a dimension of their own: what lies behind the last is zero, not the next head. Of the queries only the
     // asking ones are read.
     let map = |address: Address, tokens: u32, rows: u32| -> Option<TensorMap> {
@@ -144,13 +161,41 @@ fn hopper(cuda: &Cuda, shape: &AttentionShape, variant: Variant, params: &Attent
     };
     let maps = (
         map(params.q, params.queries, ATTENTION_SM90_GROUP_QUERIES),
-        map(params.k, params.keys, ATTENTION_SM90_KEYS),
-        map(params.v, params.keys, ATTENTION_SM90_KEYS),
+        map(params.k, params.keys, tile.keys),
+        map(params.v, params.keys, tile.keys),
     );
     let (Some(q), Some(k), Some(v)) = maps else { return };
-    let kernel = Kernel { file: "attention_sm90", name: variant.pick("attention_sm90_d64", "attention_sm90_d128") };
-    let shared = variant.pick(ATTENTION_SM90_SHARED_D64, ATTENTION_SM90_SHARED_D128);
-    let grid = grid(shape, shape.queries(), ATTENTION_SM90_QUERIES, ATTENTION_SM90_THREADS, shared);
+    let cut = plan.tiles - plan.whole;
+    let parts = match cut {
+        0 => Some(0),
+        _ => cuda.scratch((2 * plan.blocks * part_bytes(forward)) as usize),
+    };
+    let Some(parts) = parts else { return };
+    let params = AttentionSm90Params {
+        out_image: params.out_image,
+        out_text: params.out_text,
+        lse: params.lse,
+        parts,
+        heads: params.heads,
+        keys: params.keys,
+        queries: params.queries,
+        image: params.image,
+        query_tiles: plan.query_tiles as u32,
+        key_tiles: plan.key_tiles as u32,
+        tiles: plan.tiles as u32,
+        whole: plan.whole as u32,
+        blocks: plan.blocks as u32,
+        scale: params.scale,
+    };
+    let kernel = Kernel { file: "attention_sm90", name: tile.kernel };
+    let grid = Grid { blocks: [plan.blocks as u32, 1, 1], threads: tile.threads(), shared: tile.shared() };
     let bytes = bytemuck::bytes_of;
-    cuda.launch_with(kernel, grid, &[bytes(&q), bytes(&k), bytes(&v), bytemuck::bytes_of(params)]);
+    cuda.launch_with(kernel, grid, &[bytes(&q), bytes(&k), bytes(&v), bytemuck::bytes_of(&params)]);
+    if cut > 0 {
+        let name = if tile.head_dim == 64 { "attention_combine_d64" } else { "attention_combine_d128" };
+        // Results leave through shared memory, the rows of a warpgroup at a time.
+        let shared = ATTENTION_SM90_GROUP_QUERIES * tile.head_dim * size_of::<bf16>() as u32;
+        let grid = Grid { blocks: [cut as u32, tile.groups, 1], threads: ATTENTION_SM90_COMBINE_THREADS, shared };
+        cuda.launch(Kernel { file: "attention_sm90", name }, grid, &params);
+    }
 }
