@@ -287,9 +287,10 @@ impl AttentionForward {
     }
 
     /// The variant with the fewest cycles on paper, of those with turns: what these are worth the model cannot tell, but others
-    /// measured that it is more than they cost.
+    /// measured that it is more than they cost. And of those without polynomials, which cost accuracy: one that a GPU showed to
+    /// be worth it has to be asked for.
     pub fn best(shape: &AttentionShape, multiprocessors: u32) -> Self {
-        let candidates = Self::all(shape.head_dim).filter(|variant| variant.tile.turns);
+        let candidates = Self::all(shape.head_dim).filter(|variant| variant.tile.turns && variant.tile.polynomial == 0);
         let cost = |variant: &Self| variant.cycles(shape, multiprocessors);
         let best = candidates.min_by(|a, b| cost(a).total_cmp(&cost(b)));
         best.unwrap_or(Self { tile: &ATTENTION_TILES[0], work: Work::Persistent })
