@@ -34,11 +34,6 @@ fn networks() -> impl Strategy<Value = (ModelConfig, Shape)> {
     )
 }
 
-/// Four times the goldens' bound: a norm over the few channels of some random network enlarges rounding more than those do.
-fn bound() -> f64 {
-    4.0 * Tolerance::F32.relative()
-}
-
 fn settings() -> ProptestConfig {
     ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() }
 }
@@ -58,14 +53,14 @@ proptest! {
             let part = |d: &Vec<f32>| d[d.len() / shape.batch * i..d.len() / shape.batch * (i + 1)].to_vec();
             let d = Upstream { velocity: upstream.velocity.as_ref().map(part), taps: upstream.taps.iter().map(|(i, d)| (*i, part(d))).collect() };
             let alone = rig.run(&one, &d, rig.whole(&one));
-            let bound = bound();
+            let bound = Tolerance::F32.relative();
             close("velocity", &alone.velocity.unwrap(), &part(whole.velocity.as_ref().unwrap()), bound);
             close("features", alone.taps.last().unwrap(), &part(whole.taps.last().unwrap()), bound);
             close("latent gradient", &alone.d_latent, &part(&whole.d_latent), bound);
             grads.iter_mut().zip(&alone.grads).for_each(|(sum, g)| *sum += f64::from(*g));
         }
         let sum: Vec<f32> = grads.iter().map(|g| *g as f32).collect();
-        close("gradients", &whole.grads, &sum, bound());
+        close("gradients", &whole.grads, &sum, Tolerance::F32.relative());
     }
 
     #[test]
@@ -76,7 +71,7 @@ proptest! {
         let got = rig.run(&inputs, &upstream, rig.whole(&inputs));
         let rig = Rig::new(&double, &config, seed);
         let expected = rig.run(&inputs, &upstream, rig.whole(&inputs));
-        let bound = bound();
+        let bound = Tolerance::F32.relative();
         close("velocity", &got.velocity.unwrap(), &expected.velocity.unwrap(), bound);
         close("features", &got.taps.concat(), &expected.taps.concat(), bound);
         close("latent gradient", &got.d_latent, &expected.d_latent, bound);
@@ -125,8 +120,8 @@ proptest! {
         let zeros = rig.run(&inputs, &upstream.first(batch, shape.batch), rig.whole(&inputs));
         let (taken, rest) = part.d_latent.split_at(part.d_latent.len() / shape.batch * batch);
         let (expected, nothing) = zeros.d_latent.split_at(taken.len());
-        close("latent gradient", taken, expected, bound());
-        close("gradients", &part.grads, &zeros.grads, bound());
+        close("latent gradient", taken, expected, Tolerance::F32.relative());
+        close("gradients", &part.grads, &zeros.grads, Tolerance::F32.relative());
         assert!(rest.iter().all(|d| d.is_nan()), "a sample that takes no part got a gradient");
         assert!(nothing.iter().all(|d| *d == 0.0));
     }
