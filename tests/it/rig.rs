@@ -144,7 +144,8 @@ impl Upstream {
         })
     }
 
-    fn map(&self, f: impl Fn(&[f32]) -> Vec<f32>) -> Self {
+    /// Every gradient as `f` makes it.
+    pub fn map(&self, f: impl Fn(&[f32]) -> Vec<f32>) -> Self {
         Self { velocity: self.velocity.as_deref().map(&f), taps: self.taps.iter().map(|(i, d)| (*i, f(d))).collect() }
     }
 }

@@ -5,9 +5,9 @@ use ladd_fast::device::cpu::Cpu;
 use ladd_fast::model::{Keep, Mmdit, ModelConfig, Plan, Shape};
 use proptest::prelude::*;
 
-use crate::golden::{Tolerance, close, positions};
+use crate::golden::{Tolerance, close, positions, relative_error};
 use crate::lab::same_bits;
-use crate::rig::{HostInputs, Options, Rig, Upstream};
+use crate::rig::{HostInputs, Options, Results, Rig, Upstream, data, normals};
 
 /// A network and sizes that fit it.
 fn networks() -> impl Strategy<Value = (ModelConfig, Shape)> {
@@ -32,6 +32,12 @@ fn networks() -> impl Strategy<Value = (ModelConfig, Shape)> {
             (config, Shape { batch, height: rows * patch, width: columns * patch, text })
         },
     )
+}
+
+/// Each value's neighbour in f32, above or below. A layer norm over four channels leaves two directions of a gradient, so a
+/// few networks magnify the last bit of everything they compute a hundredfold: in f64 this shows which ones, and by how much.
+fn nudged(values: &[f32]) -> Vec<f32> {
+    values.iter().zip(normals(0, 5, values.len())).map(|(v, coin)| if coin > 0.0 { v.next_up() } else { v.next_down() }).collect()
 }
 
 fn settings() -> ProptestConfig {
@@ -69,13 +75,19 @@ proptest! {
         let (inputs, upstream) = (HostInputs::random(&config, shape, seed), Upstream::random(&config, shape, seed));
         let rig = Rig::new(&single, &config, seed);
         let got = rig.run(&inputs, &upstream, rig.whole(&inputs));
-        let rig = Rig::new(&double, &config, seed);
+        let mut rig = Rig::new(&double, &config, seed);
         let expected = rig.run(&inputs, &upstream, rig.whole(&inputs));
-        let bound = Tolerance::F32.relative();
-        close("velocity", &got.velocity.unwrap(), &expected.velocity.unwrap(), bound);
-        close("features", &got.taps.concat(), &expected.taps.concat(), bound);
-        close("latent gradient", &got.d_latent, &expected.d_latent, bound);
-        close("gradients", &got.grads, &expected.grads, bound);
+        rig.params = data(&double, &nudged(&rig.weights));
+        let moved = rig.run(&inputs, &upstream.map(nudged), rig.whole(&inputs));
+        let of = |results: &Results| {
+            let Results { velocity, taps, d_latent, grads } = results;
+            [velocity.clone().unwrap(), taps.concat(), d_latent.clone(), grads.clone()]
+        };
+        let names = ["velocity", "features", "latent gradient", "gradients"];
+        for (((name, got), expected), moved) in names.iter().zip(of(&got)).zip(of(&expected)).zip(of(&moved)) {
+            let bound = Tolerance::F32.relative().max(4.0 * relative_error(&moved, &expected));
+            close(name, &got, &expected, bound);
+        }
     }
 
     #[test]
