@@ -189,7 +189,8 @@ impl Case {
         let network = self.network(b)?;
         let params = self.params(b, &network)?;
         let mut sampler = Sampler::new(b, &network, self.shape(), false)?;
-        let settings = SampleSettings { kind: SamplerKind::Renoise, steps: SAMPLER_STEPS, guidance: 1.0, shift: 3.0 };
+        let settings =
+            SampleSettings { kind: SamplerKind::Renoise, steps: SAMPLER_STEPS, guidance: 1.0, shift: 3.0, spacing: Default::default() };
         let (batch, [_, context, pooled]) = (self.batch, self.host_values());
         Ok(Box::new(move || {
             let text = TextBatch { context: &context, pooled: &pooled };

@@ -15,8 +15,11 @@ use std::time::Instant;
 use clap::Args;
 
 use super::common::device::on_device;
+use super::common::encoders;
 use super::common::progress::duration;
-use super::common::{Device, Globals, Loaded, Outcome, Progress, Stop, interrupt, latents, network, number, output, path, start_threads};
+use super::common::{
+    Device, Encoders, Globals, Loaded, Outcome, Progress, Stop, interrupt, latents, network, number, output, path, start_threads,
+};
 use crate::Result;
 use crate::config::Config;
 use crate::data::{LatentDataset, Loader};
@@ -85,7 +88,7 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
         folder => {
             let config = globals.load(flags)?;
             let teacher = network::load(&config.teacher.checkpoint)?;
-            teacher.pipeline().text.tokens()?;
+            Encoders::new(&config.encoders, teacher.pipeline(), &teacher.name).tokens()?;
             let run = RunFolder::create(folder.as_deref(), &config)?;
             (config, teacher, run)
         }
@@ -104,6 +107,7 @@ struct Session<'a, B: Backend> {
     b: &'a B,
     config: &'a Config,
     teacher: &'a Loaded,
+    encoders: &'a Encoders<'a>,
     teacher_weights: Vec<f32>,
     run: &'a mut RunFolder,
     records: Vec<Record>,
@@ -118,11 +122,12 @@ fn distill<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &mut RunFo
     };
     let model = teacher.model(b)?;
     let teacher_weights = teacher.weights(&model)?;
+    let encoders = Encoders::new(&config.encoders, teacher.pipeline(), &teacher.name);
     let reached = run.latest_checkpoint()?.map_or(0, |(step, _)| step);
     let records = run.truncate_after(reached)?;
-    let mut session = Session { b, config, teacher, teacher_weights, records, run };
+    let mut session = Session { b, config, teacher, encoders: &encoders, teacher_weights, records, run };
     if config.data.shards.is_empty() {
-        session.phase("synthesis", 0, |_| latents::synthesize(b, teacher, &config.synthesize, config.seed, &folder))?;
+        session.phase("synthesis", 0, |_| latents::synthesize(b, teacher, &encoders, &config.synthesize, config.seed, &folder))?;
     }
     let dataset = Arc::new(latents::open(&folder)?);
     latents::check_fit(&dataset, teacher, &folder)?;
@@ -230,7 +235,7 @@ impl<B: Backend> Session<'_, B> {
         if distiller.done() >= config.steps {
             return Ok(());
         }
-        let mut batches = Batches::new(self.config, self.teacher.pipeline(), dataset, distiller.needs_mismatch())?;
+        let mut batches = Batches::new(self.config, self.encoders, dataset, distiller.needs_mismatch())?;
         let mut loader = Loader::new(dataset.clone(), self.config.seed, config.micro_batch(), config.accumulate)?;
         let mut progress = Progress::new("distillation", u64::from(config.steps), u64::from(distiller.done()));
         let (mut watch, mut seconds) = (Watch::default(), before);
@@ -288,7 +293,8 @@ impl<B: Backend> Session<'_, B> {
             ("steps", self.config.distill.steps.to_string()),
             ("seed", self.config.seed.to_string()),
         ];
-        pipeline.notes = notes.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        let origin = self.encoders.origin().map(|path| (encoders::NOTE, path));
+        pipeline.notes = notes.into_iter().chain(origin).map(|(key, value)| (key.to_owned(), value)).collect();
         let checkpoint = network::checkpoint(self.b, distiller.student_model(), weights, pipeline)?;
         network::save(&checkpoint, &self.run.folder("student")?, "student", Dtype::F32)?;
         Ok(())
@@ -306,7 +312,7 @@ impl<B: Backend> Session<'_, B> {
         let steps = if config.control_steps == 0 { config.steps } else { config.control_steps };
         let ladd = LaddConfig { adversarial_weight: 0.0, distillation_weight: 1.0, ..self.config.ladd.clone() };
         let mut distiller = self.distiller(ladd, steps)?;
-        let mut batches = Batches::new(self.config, self.teacher.pipeline(), dataset, false)?;
+        let mut batches = Batches::new(self.config, self.encoders, dataset, false)?;
         let mut loader = Loader::new(dataset.clone(), self.config.seed, config.micro_batch(), config.accumulate)?;
         let mut progress = Progress::new("control", u64::from(steps), 0);
         while distiller.done() < steps {

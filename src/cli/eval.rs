@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::common::device::on_device;
 use super::common::measure::{Bench, student_settings, teacher_settings};
-use super::common::{Device, Globals, Loaded, Outcome, Painter, Progress, flag, network, number, output};
+use super::common::{Device, Encoders, Globals, Loaded, Outcome, Painter, Progress, flag, network, number, output};
 use crate::Error;
 use crate::config::Config;
 use crate::device::Backend;
@@ -62,13 +62,14 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
     ])?;
     let loaded = network::load(&arguments.network)?;
     let pipeline = loaded.pipeline();
-    let bench = Bench::new(pipeline, &config.eval, config.seed, &[])?.filter(Bench::measures);
+    let encoders = Encoders::new(&config.encoders, pipeline, &loaded.name);
+    let bench = Bench::new(&encoders, &config.eval, config.seed, &[])?.filter(Bench::measures);
     let bench = bench.ok_or_else(|| {
         Error::Usage(format!("{}: quality can be measured only for networks that draw the demo's images, 32x32 and grey", loaded.name))
     })?;
     let (name, settings): (&str, Vec<SampleSettings>) = match pipeline.role {
         Role::Student => ("student", student_settings(&config.eval)),
-        Role::Teacher => ("teacher", teacher_settings(&config.eval, pipeline.shift)),
+        Role::Teacher => ("teacher", teacher_settings(&config.eval, pipeline)),
     };
     settings.iter().try_for_each(|s| s.times().map(drop))?;
 
@@ -99,7 +100,8 @@ fn measure<B: Backend>(
     let model = loaded.model(b)?;
     let params = network::upload(b, &loaded.weights(&model)?)?;
     let shape = network::latent_shape(pipeline, 0, 0)?;
-    let mut painter = Painter::new(b, model, pipeline, shape, config.eval.batch, "")?;
+    let encoders = Encoders::new(&config.encoders, pipeline, &loaded.name);
+    let mut painter = Painter::new(b, model, &encoders, shape, config.eval.batch, "")?;
     let mut progress = Progress::new("measuring", bench.cost(settings), 0);
     let mut quality = Vec::new();
     for settings in settings {

@@ -9,10 +9,11 @@ use std::time::Instant;
 use clap::{Args, ValueEnum};
 
 use super::common::device::on_device;
-use super::common::draw::Prompts;
 use super::common::measure::{Bench, teacher_settings};
 use super::common::progress::duration;
-use super::common::{Device, Globals, Loaded, Outcome, Painter, Progress, Stop, interrupt, network, number, output, path, start_threads};
+use super::common::{
+    Device, Encoders, Globals, Loaded, Outcome, Painter, Progress, Stop, interrupt, network, number, output, path, start_threads,
+};
 use crate::config::Config;
 use crate::data::fashion_mnist::{CLASS_NAMES, IMAGE_SHAPE, Split};
 use crate::data::{Batch, FashionMnist, LatentDataset, Loader};
@@ -129,7 +130,8 @@ fn prepare(config: &Config) -> Result<(Arc<LatentDataset>, Pipeline)> {
         ("seed", config.seed.to_string()),
     ];
     let notes: BTreeMap<_, _> = notes.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-    let pipeline = Pipeline { model: config.model.clone(), codec, text, shift: 1.0, role: Role::Teacher, notes };
+    let pipeline =
+        Pipeline { model: config.model.clone(), codec, text, shift: 1.0, spacing: Default::default(), role: Role::Teacher, notes };
     pipeline.validate()?;
     let mut latents = Vec::with_capacity(images.len() * IMAGE_SHAPE.iter().product::<usize>());
     for start in (0..images.len()).step_by(FITTED) {
@@ -184,13 +186,13 @@ fn pretrain<B: Backend>(
     run.truncate_after(trainer.done())?;
 
     let mut loader = Loader::new(dataset.clone(), config.seed, settings.batch, 1)?;
-    let prompts = Prompts::new(&pipeline, dataset.prompts())?;
+    let prompts = Encoders::new(&config.encoders, &pipeline, "").prompts(dataset.prompts())?;
     let (mut batch, mut context, mut pooled) = (Batch::default(), Vec::new(), Vec::new());
     let mut progress = Progress::new("training", u64::from(settings.steps), u64::from(trainer.done()));
     while trainer.done() < settings.steps {
         let started = Instant::now();
         loader.batch_into(trainer.done(), 0, &mut batch)?;
-        prompts.gather(batch.prompts.iter().map(|p| *p as usize), &mut context, &mut pooled);
+        prompts.gather(batch.prompts.iter().map(|p| *p as usize), &mut context, &mut pooled)?;
         trainer.step(b, &batch.latents, &context, &pooled);
         let step = trainer.done();
         let last = step == settings.steps;
@@ -242,12 +244,13 @@ fn show<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &RunFolder, s
     let records: Vec<PretrainRecord> =
         run.records()?.into_iter().filter_map(|r| if let Record::Pretrain(record) = r { Some(record) } else { None }).collect();
     save_png(&draw_panels("Pretraining", &pretrain_panels(&records))?, &run.join("curves.png"))?;
-    let Some(bench) = Bench::new(teacher.pipeline(), &config.eval, config.seed, &[])? else { return Ok(()) };
+    let encoders = Encoders::new(&config.encoders, teacher.pipeline(), &teacher.name);
+    let Some(bench) = Bench::new(&encoders, &config.eval, config.seed, &[])? else { return Ok(()) };
     let (model, shape) = (teacher.model(b)?, network::latent_shape(teacher.pipeline(), 0, 0)?);
     let params = network::upload(b, &teacher.weights(&model)?)?;
-    let mut painter = Painter::new(b, model, teacher.pipeline(), shape, config.eval.batch, "")?;
+    let mut painter = Painter::new(b, model, &encoders, shape, config.eval.batch, "")?;
     let mut rows = Vec::new();
-    for settings in teacher_settings(&config.eval, teacher.pipeline().shift) {
+    for settings in teacher_settings(&config.eval, teacher.pipeline()) {
         rows.push(bench.row(&mut painter, &params, &settings, String::new())?);
     }
     let grid = Grid {
@@ -262,11 +265,12 @@ fn show<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &RunFolder, s
 /// Measures the teacher, writes the results and says what to open.
 fn measure<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &mut RunFolder, seconds: f64) -> Outcome {
     let mut quality = Vec::new();
-    if let Some(bench) = Bench::new(teacher.pipeline(), &config.eval, config.seed, &[])?.filter(Bench::measures) {
-        let settings = teacher_settings(&config.eval, teacher.pipeline().shift);
+    let encoders = Encoders::new(&config.encoders, teacher.pipeline(), &teacher.name);
+    if let Some(bench) = Bench::new(&encoders, &config.eval, config.seed, &[])?.filter(Bench::measures) {
+        let settings = teacher_settings(&config.eval, teacher.pipeline());
         let (model, shape) = (teacher.model(b)?, network::latent_shape(teacher.pipeline(), 0, 0)?);
         let params = network::upload(b, &teacher.weights(&model)?)?;
-        let mut painter = Painter::new(b, model, teacher.pipeline(), shape, config.eval.batch, "")?;
+        let mut painter = Painter::new(b, model, &encoders, shape, config.eval.batch, "")?;
         let mut progress = Progress::new("evaluation", bench.cost(&settings), 0);
         for settings in &settings {
             if let Some((record, _)) = bench.measure(&mut painter, &params, settings, ("teacher", config.pretrain.steps), &mut progress)? {

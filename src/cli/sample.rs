@@ -6,8 +6,8 @@ use clap::{Args, ValueEnum};
 use image::RgbImage;
 
 use super::common::device::on_device;
-use super::common::draw::{Order, Prompts, pictures};
-use super::common::{Device, Globals, Loaded, Outcome, Painter, Progress, flag, measure, network, number, output};
+use super::common::draw::{Order, pictures};
+use super::common::{Device, Encoders, Globals, Loaded, Outcome, Painter, Progress, flag, measure, network, number, output};
 use crate::config::{Config, SampleConfig, SamplerChoice};
 use crate::device::Backend;
 use crate::flow::{SampleSettings, SamplerKind};
@@ -106,11 +106,14 @@ fn draw<B: Backend>(
     which: &[usize],
 ) -> Outcome<Vec<RgbImage>> {
     let pipeline = loaded.pipeline();
-    let prompts = Prompts::new(pipeline, &arguments.prompts)?;
+    let encoders = Encoders::new(&config.encoders, pipeline, &loaded.name);
+    let negative = std::slice::from_ref(&arguments.negative);
+    encoders.prompts(&[&arguments.prompts, negative].concat())?; // at once: loading the encoders is slow
+    let prompts = encoders.prompts(&arguments.prompts)?;
     let shape = network::latent_shape(pipeline, config.sample.height, config.sample.width)?;
     let model = loaded.model(b)?;
     let params = network::upload(b, &loaded.weights(&model)?)?;
-    let mut painter = Painter::new(b, model, pipeline, shape, config.sample.batch.min(which.len()), &arguments.negative)?;
+    let mut painter = Painter::new(b, model, &encoders, shape, config.sample.batch.min(which.len()), &arguments.negative)?;
     let mut progress = Progress::new("sampling", which.len() as u64, 0);
     let order = Order { settings, seed: config.seed, first: 0, prompts: &prompts, which };
     let pixels = painter.pixels(&params, &order, |drawn| progress.set(drawn as u64, String::new))?;
@@ -134,6 +137,7 @@ pub(super) fn settings(config: &SampleConfig, pipeline: &Pipeline) -> SampleSett
         steps: if config.steps == 0 { steps } else { config.steps },
         guidance: if config.guidance == 0.0 { guidance } else { config.guidance },
         shift: if config.shift == 0.0 { pipeline.shift } else { config.shift },
+        spacing: pipeline.spacing,
     }
 }
 

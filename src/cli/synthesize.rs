@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::common::device::on_device;
-use super::common::{Device, Globals, Outcome, Stop, flag, latents, network, number, output, path};
+use super::common::{Device, Encoders, Globals, Outcome, Stop, flag, latents, network, number, output, path};
 
 /// Draw training latents with a teacher.
 #[derive(Debug, Args)]
@@ -52,7 +52,8 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
     ])?;
     let teacher = network::load(&config.teacher.checkpoint)?;
     let device = Device::open(&config.device)?;
-    let made = on_device!(device, |b| latents::synthesize(b, &teacher, &config.synthesize, config.seed, &arguments.out));
+    let encoders = Encoders::new(&config.encoders, teacher.pipeline(), &teacher.name);
+    let made = on_device!(device, |b| latents::synthesize(b, &teacher, &encoders, &config.synthesize, config.seed, &arguments.out));
     if matches!(made, Err(Stop::Interrupted)) {
         output::note("interrupted; the same command goes on where it stopped");
     }

@@ -13,7 +13,8 @@ pub use layers::{Flag, Sources};
 pub use presets::{PRESETS, Preset, preset};
 pub use reference::reference_markdown;
 pub use sections::{
-    DataConfig, DistillConfig, EvalConfig, OptimSections, PretrainConfig, SampleConfig, SamplerChoice, SynthesizeConfig, TeacherConfig,
+    DataConfig, DistillConfig, EncodersConfig, EvalConfig, OptimSections, PretrainConfig, SampleConfig, SamplerChoice, SynthesizeConfig,
+    TeacherConfig,
 };
 
 use std::path::PathBuf;
@@ -44,6 +45,8 @@ pub struct Config {
     pub teacher: TeacherConfig,
     /// Where images and latents come from.
     pub data: DataConfig,
+    /// Text encoders and autoencoder of a Stable Diffusion 3 pipeline.
+    pub encoders: EncodersConfig,
     /// Training latents made by the teacher.
     pub synthesize: SynthesizeConfig,
     /// Rectified-flow training of a teacher.
@@ -71,6 +74,7 @@ impl Default for Config {
             model: sections::demo_model(),
             teacher: TeacherConfig::default(),
             data: DataConfig::default(),
+            encoders: EncodersConfig::default(),
             synthesize: SynthesizeConfig::default(),
             pretrain: PretrainConfig::default(),
             distill: DistillConfig::default(),
@@ -111,6 +115,7 @@ impl Config {
         self.optim.student.validate("optim.student")?;
         self.optim.heads.validate("optim.heads")?;
         self.data.validate()?;
+        self.encoders.validate()?;
         self.synthesize.validate()?;
         self.pretrain.validate()?;
         self.distill.validate()?;

@@ -18,6 +18,15 @@ const MEANINGS: &[(&str, &str)] = &[
     ("data.latent", "How images become latents: `dct` (the demo's stand-in for a VAE) or `vae` (not in this version)."),
     ("data.whiten", "How much `pretrain` whitens the latents' channels: 1 gives each unit variance, 0 scales all alike."),
     ("data.text", "How prompts become embeddings: `words` (the demo's stand-in for text encoders) or `sd3` (not in this version)."),
+    (
+        "encoders.path",
+        "Folder of a diffusers pipeline (`text_encoder`, ..., `vae`), or an original single file with text encoders and autoencoder. Empty: \
+         where the network was read. Needs the feature `text`.",
+    ),
+    ("encoders.tokenizers", "Folder with `tokenizer`, `tokenizer_2` and `tokenizer_3`, for single files, which hold none."),
+    ("encoders.t5", "Whether T5 encodes prompts; without it its rows are zeros, as in diffusers."),
+    ("encoders.t5_tokens", "Rows of T5's, 1 to 512. Students must be drawn from with as many as they were distilled with."),
+    ("encoders.cache", "Folder in which encoded prompts are kept, 1.3 MB each. Empty: `ladd-fast/prompts` in the user's cache folder."),
     ("synthesize.count", "How many latents the teacher draws."),
     ("synthesize.steps", "Euler steps per latent."),
     ("synthesize.guidance", "Constant guidance scale; 1 is unguided. The student learns to draw guided images without guidance."),

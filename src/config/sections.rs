@@ -1,5 +1,7 @@
 //! The sections of the configuration that belong to no other module, with their defaults and their checks.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::flow::TimestepDistribution;
@@ -48,6 +50,44 @@ impl DataConfig {
         in_range("data.whiten", self.whiten as f32, (0.0..=1.0).contains(&self.whiten))?;
         one_of("data.latent", &self.latent, &["dct", "vae"])?;
         one_of("data.text", &self.text, &["words", "sd3"])
+    }
+}
+
+/// Section `[encoders]`: text encoders and autoencoder around a Stable Diffusion 3 network.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EncodersConfig {
+    /// Folder of a diffusers pipeline, or an original single file that holds them; empty means where the network is from.
+    pub path: String,
+    /// Folder of `tokenizer`, `tokenizer_2` and `tokenizer_3`, which single files do not hold.
+    pub tokenizers: String,
+    /// Whether T5 encodes prompts; without it its rows are zeros.
+    pub t5: bool,
+    /// Rows of T5.
+    pub t5_tokens: usize,
+    /// Folder in which encoded prompts are kept; empty means the user's cache folder.
+    pub cache: String,
+}
+
+impl Default for EncodersConfig {
+    fn default() -> Self {
+        Self { path: String::new(), tokenizers: String::new(), t5: true, t5_tokens: 256, cache: String::new() }
+    }
+}
+
+impl EncodersConfig {
+    /// The folder of encoded prompts.
+    pub fn cache_folder(&self) -> PathBuf {
+        let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let usual = || set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache"))).unwrap_or_else(|| ".cache".into());
+        if self.cache.is_empty() { usual().join("ladd-fast/prompts") } else { PathBuf::from(&self.cache) }
+    }
+
+    pub(super) fn validate(&self) -> Result<()> {
+        match self.t5_tokens {
+            1..=512 => Ok(()),
+            other => Err(Error::Config(format!("encoders.t5_tokens = {other} must be between 1 and 512"))),
+        }
     }
 }
 

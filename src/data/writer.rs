@@ -270,6 +270,7 @@ pub(crate) mod tests {
                 codec: CodecConfig::External { channels: 4, downscale: 8 },
                 text: TextConfig::Words { dim: 8, tokens: 2 },
                 shift: 1.0,
+                spacing: Default::default(),
                 role: Role::Teacher,
                 notes: Default::default(),
             },

@@ -4,5 +4,5 @@ pub mod philox;
 mod sampler;
 mod timesteps;
 
-pub use sampler::{SampleSettings, Sampler, SamplerKind, TextBatch};
+pub use sampler::{SampleSettings, Sampler, SamplerKind, Spacing, TextBatch};
 pub use timesteps::{MAX_DISCRETE, TimestepDistribution};

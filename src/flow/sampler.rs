@@ -9,6 +9,9 @@ use crate::flow::philox::stream;
 use crate::model::{Activations, Inputs, Keep, Mmdit, Plan, Shape};
 use crate::{Error, Result};
 
+/// The last of the thousand times SD3 counts, before the shift.
+const LAST: f64 = 1e-3;
+
 /// How a latent is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -29,6 +32,17 @@ impl SamplerKind {
     }
 }
 
+/// How Euler's times are spaced before the shift.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Spacing {
+    /// `1 - i / n`: all steps are of one length.
+    #[default]
+    Trailing,
+    /// From 1 to the shifted 1/1000 in n - 1 steps of one length, then to 0: diffusers' `FlowMatchEulerDiscreteScheduler`.
+    Linspace,
+}
+
 /// Settings of a sampler.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampleSettings {
@@ -40,11 +54,13 @@ pub struct SampleSettings {
     pub guidance: f32,
     /// SD3's resolution shift of the Euler times.
     pub shift: f32,
+    /// How the Euler times are spaced before the shift.
+    pub spacing: Spacing,
 }
 
 impl SampleSettings {
     /// The times at which the network is asked, followed by 0 for Euler. Euler's are
-    /// `shift u / (1 + (shift - 1) u)` for u from 1 to 0; renoise's are evenly spaced, `1 - i / steps`.
+    /// `shift u / (1 + (shift - 1) u)` for u from 1 to 0, spaced as `spacing` says; renoise's are evenly spaced, `1 - i / steps`.
     ///
     /// # Errors
     /// When a setting is out of range.
@@ -63,6 +79,11 @@ impl SampleSettings {
         let shift = f64::from(self.shift);
         let shifted = |u: f64| shift * u / (1.0 + (shift - 1.0) * u);
         Ok(match self.kind {
+            SamplerKind::Euler if self.spacing == Spacing::Linspace => {
+                let (steps, last) = ((n - 1).max(1) as f64, shifted(LAST));
+                let u = |i: usize| 1.0 + (last - 1.0) * i as f64 / steps;
+                (0..n).map(|i| shifted(u(i)) as f32).chain(std::iter::once(0.0)).collect()
+            }
             SamplerKind::Euler => (0..=n).map(|i| shifted(even(i)) as f32).collect(),
             SamplerKind::Renoise => (0..n).map(|i| even(i) as f32).collect(),
         })
@@ -95,7 +116,9 @@ struct Recorded {
     steps: usize,
     guidance: u32,
     shift: u32,
+    spacing: Spacing,
     count: usize,
+    given: bool,
 }
 
 /// A sampler planned for one shape; its buffers are reused from batch to batch.
@@ -172,6 +195,44 @@ impl<B: Backend> Sampler<B> {
         text: TextBatch<'_>,
         negative: TextBatch<'_>,
     ) -> Result<Vec<f32>> {
+        self.draw(b, model, params, settings, (seed, first_sample), count, text, negative, None)
+    }
+
+    /// The same from given latents `[count, C, H, W]` at time 1, in place of noise of its own.
+    ///
+    /// # Errors
+    /// When a setting is out of range or the device fails.
+    ///
+    /// # Panics
+    /// As [`sample`](Self::sample), or when `start` has another size.
+    pub fn sample_from(
+        &mut self,
+        b: &B,
+        model: &Mmdit<B>,
+        params: &B::Data,
+        settings: &SampleSettings,
+        seed: u64,
+        start: &[f32],
+        text: TextBatch<'_>,
+        negative: TextBatch<'_>,
+    ) -> Result<Vec<f32>> {
+        let count = start.len() / self.numel;
+        assert_eq!(start.len(), count * self.numel, "latents of {} values", self.numel);
+        self.draw(b, model, params, settings, (seed, 0), count, text, negative, Some(start))
+    }
+
+    fn draw(
+        &mut self,
+        b: &B,
+        model: &Mmdit<B>,
+        params: &B::Data,
+        settings: &SampleSettings,
+        (seed, first_sample): (u64, u32),
+        count: usize,
+        text: TextBatch<'_>,
+        negative: TextBatch<'_>,
+        start: Option<&[f32]>,
+    ) -> Result<Vec<f32>> {
         let times = settings.times()?;
         let guided = settings.guided();
         assert!(count <= self.shape.batch && (self.guided || !guided), "sampler planned for {} samples", self.shape.batch);
@@ -186,19 +247,26 @@ impl<B: Backend> Sampler<B> {
                 b.upload_data(negative.pooled, self.pooled.part_mut(i * p..(i + 1) * p));
             }
         }
-        let SampleSettings { kind, steps, guidance, shift } = *settings;
-        let key = Recorded { weights: params.place(), kind, steps, guidance: guidance.to_bits(), shift: shift.to_bits(), count };
+        if let Some(start) = start {
+            b.upload_stat(start, self.x.part_mut(0..len));
+        }
+        let given = start.is_some();
+        let SampleSettings { kind, steps, guidance, shift, spacing } = *settings;
+        let key =
+            Recorded { weights: params.place(), kind, steps, guidance: guidance.to_bits(), shift: shift.to_bits(), spacing, count, given };
         let mut recording = self.recordings.remove(&key).unwrap_or_default();
-        b.replay(&mut recording, || self.queue(b, model, params, settings, &times, count));
+        b.replay(&mut recording, || self.queue(b, model, params, settings, &times, count, given));
         self.recordings.insert(key, recording);
         let result = if settings.kind == SamplerKind::Euler { &self.x } else { &self.x0_hat };
         Ok(b.download_stat(result.part(0..len))?)
     }
 
     /// Queues the whole draw: nothing in it depends on the host.
-    fn queue(&mut self, b: &B, model: &Mmdit<B>, params: &B::Data, settings: &SampleSettings, times: &[f32], count: usize) {
+    fn queue(&mut self, b: &B, model: &Mmdit<B>, params: &B::Data, settings: &SampleSettings, times: &[f32], count: usize, given: bool) {
         let (len, guided) = (count * self.numel, settings.guided());
-        b.normal(&self.step, stream::SAMPLER_START, self.numel, self.x.part_mut(0..len));
+        if !given {
+            b.normal(&self.step, stream::SAMPLER_START, self.numel, self.x.part_mut(0..len));
+        }
         for (i, t) in times.iter().enumerate().take(settings.steps) {
             self.velocity(b, model, params, *t, count, guided);
             let velocity = self.velocity.part(0..len);
@@ -243,10 +311,15 @@ mod tests {
 
     #[test]
     fn times_follow_the_shift_and_bad_settings_are_refused() {
-        let settings = SampleSettings { kind: SamplerKind::Euler, steps: 4, guidance: 1.0, shift: 3.0 };
+        let settings = SampleSettings { kind: SamplerKind::Euler, steps: 4, guidance: 1.0, shift: 3.0, spacing: Spacing::Trailing };
         let times = settings.times().unwrap();
         assert_eq!((times.len(), times[0], times[4]), (5, 1.0, 0.0));
         approx::assert_relative_eq!(times[2], 0.75, epsilon = 1e-6);
+        // As diffusers 0.42 lists the sigmas of 4 steps at shift 3.
+        let theirs = SampleSettings { spacing: Spacing::Linspace, ..settings.clone() }.times().unwrap();
+        for (ours, sigma) in theirs.iter().zip([1.0, 0.857_692_3, 0.602_150_6, 0.008_928_572, 0.0]) {
+            approx::assert_relative_eq!(*ours, sigma, epsilon = 1e-6);
+        }
         let renoise = SampleSettings { kind: SamplerKind::Renoise, ..settings.clone() };
         assert_eq!(renoise.times().unwrap(), [1.0, 0.75, 0.5, 0.25]);
         for bad in [

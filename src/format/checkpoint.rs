@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{Dtype, Entry, SafetensorsFile, Tensor, Tensors, prepare_safetensors, write_atomically};
+use crate::flow::Spacing;
 use crate::model::ModelConfig;
 use crate::text::TextConfig;
 use crate::vae::CodecConfig;
@@ -39,11 +40,19 @@ pub struct Pipeline {
     pub text: TextConfig,
     /// The sampler's shift of the times, `shift t / (1 + (shift - 1) t)`; SD3 uses 3 at 1024 x 1024, 1 shifts nothing.
     pub shift: f32,
+    /// How Euler's times are spaced before the shift.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub spacing: Spacing,
     /// Teacher or student.
     pub role: Role,
     /// Where the network comes from: free text for people.
     #[serde(default)]
     pub notes: BTreeMap<String, String>,
+}
+
+/// Settings that are as they always were are not written: the fingerprints of older files stay true.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Pipeline {
@@ -196,6 +205,7 @@ pub(crate) mod tests {
                 text: TextConfig::External { context_dim: model.context_dim, pooled_dim: model.pooled_dim },
                 model,
                 shift: 3.0,
+                spacing: Default::default(),
                 role: Role::Teacher,
                 notes: BTreeMap::from([("made by".into(), "a test".into())]),
             },

@@ -9,6 +9,8 @@ mod checkpoint;
 pub mod diffusers;
 mod names;
 pub mod original;
+#[cfg(feature = "text")]
+pub mod parts;
 mod reader;
 mod writer;
 

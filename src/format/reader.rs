@@ -100,6 +100,20 @@ impl SafetensorsFile {
         Ok(&self.info(name)?.shape)
     }
 
+    /// Name of a tensor's type as the header spells it, such as `BF16`; empty where there is no such tensor.
+    pub fn type_name(&self, name: &str) -> &'static str {
+        match self.header.info(name).map(|info| info.dtype) {
+            Some(Stored::F64) => "F64",
+            Some(Stored::F32) => "F32",
+            Some(Stored::F16) => "F16",
+            Some(Stored::BF16) => "BF16",
+            Some(Stored::F8_E4M3) => "F8_E4M3",
+            Some(Stored::F8_E5M2) => "F8_E5M2",
+            Some(_) => "other",
+            None => "",
+        }
+    }
+
     /// Fails unless the tensor is there with exactly this shape.
     ///
     /// # Errors

@@ -4,6 +4,9 @@
 //! differ exactly where their words do and no weights have to be downloaded. It knows nothing of meaning: `shoe` and
 //! `sneaker` are as far apart as any two words. Enough for a data set with a few prompts, useless beyond it.
 
+#[cfg(feature = "text")]
+pub mod sd3;
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 

@@ -4,6 +4,16 @@
 //! spreads an image over `block * block` channels per colour at a `block`-th of the resolution, as a VAE does, but
 //! compresses nothing, and decoding inverts it exactly. Each channel is shifted and scaled towards unit variance.
 
+#[cfg(feature = "text")]
+mod autoencoder;
+#[cfg(feature = "text")]
+mod ldm_names;
+#[cfg(feature = "text")]
+mod tiles;
+
+#[cfg(feature = "text")]
+pub use autoencoder::{Autoencoder, AutoencoderConfig, Moments};
+
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 

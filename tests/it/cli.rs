@@ -146,7 +146,7 @@ static TEACHER: LazyLock<Teacher> = LazyLock::new(|| {
     tensors.insert(POS_EMBED.into(), Tensor { shape: vec![1, 16, 16], data: grid });
     let codec = CodecConfig::Dct { block: 4, channels: 1, mean: vec![0.0; 16], std: vec![1.0; 16] };
     let text = TextConfig::Words { dim: 8, tokens: 2 };
-    let pipeline = Pipeline { model, codec, text, shift: 1.0, role: Role::Teacher, notes: Default::default() };
+    let pipeline = Pipeline { model, codec, text, shift: 1.0, spacing: Default::default(), role: Role::Teacher, notes: Default::default() };
     Checkpoint { pipeline, tensors }.save(&path, Dtype::F32).unwrap();
     Teacher { _folder: folder, path }
 });

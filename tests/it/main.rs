@@ -16,6 +16,8 @@ mod map;
 mod model;
 mod operations;
 mod performance_goals;
+#[cfg(feature = "text")]
+mod pipelines;
 mod rig;
 mod step_benchmark;
 

@@ -2,36 +2,61 @@
 
 use image::{Rgb, RgbImage};
 
-use super::{Outcome, interrupt};
+use std::path::PathBuf;
+
+use super::{Encoders, Outcome, interrupt};
+use crate::Result;
 use crate::device::Backend;
 use crate::flow::{SampleSettings, Sampler, TextBatch};
-use crate::format::Pipeline;
 use crate::model::{Mmdit, Shape};
 use crate::text::TextEmbedding;
-use crate::{Error, Result};
 
 /// Encoded prompts, to be put together into batches.
 #[derive(Clone, Debug)]
 pub struct Prompts {
     /// The prompts.
     pub names: Vec<String>,
-    embeddings: Vec<TextEmbedding>,
+    embeddings: Embeddings,
+}
+
+/// Where the encoded prompts are.
+#[derive(Clone, Debug)]
+enum Embeddings {
+    Memory(Vec<TextEmbedding>),
+    /// One file each.
+    #[cfg_attr(not(feature = "text"), expect(dead_code, reason = "only the text encoders write such files"))]
+    Disk(Vec<PathBuf>),
 }
 
 impl Prompts {
-    /// Encodes `names`.
-    pub fn new(pipeline: &Pipeline, names: &[String]) -> Result<Self> {
-        Ok(Self { names: names.to_vec(), embeddings: pipeline.text.encode(names)? })
+    /// Prompts whose embeddings are in memory.
+    pub fn in_memory(names: &[String], embeddings: Vec<TextEmbedding>) -> Self {
+        Self { names: names.to_vec(), embeddings: Embeddings::Memory(embeddings) }
+    }
+
+    /// Prompts whose embeddings are in files, too many for memory.
+    #[cfg(feature = "text")]
+    pub fn on_disk(names: &[String], files: Vec<PathBuf>) -> Self {
+        Self { names: names.to_vec(), embeddings: Embeddings::Disk(files) }
     }
 
     /// Context `[n, L, d]` and pooled text `[n, p]` of the prompts at `which`, into memory that is used again.
-    pub fn gather(&self, which: impl Iterator<Item = usize>, context: &mut Vec<f32>, pooled: &mut Vec<f32>) {
+    pub fn gather(&self, which: impl Iterator<Item = usize>, context: &mut Vec<f32>, pooled: &mut Vec<f32>) -> Result<()> {
         context.clear();
         pooled.clear();
-        for embedding in which.filter_map(|index| self.embeddings.get(index)) {
-            context.extend_from_slice(&embedding.context);
-            pooled.extend_from_slice(&embedding.pooled);
+        for index in which {
+            match &self.embeddings {
+                Embeddings::Memory(embeddings) => {
+                    context.extend_from_slice(&embeddings[index].context);
+                    pooled.extend_from_slice(&embeddings[index].pooled);
+                }
+                #[cfg(feature = "text")]
+                Embeddings::Disk(files) => crate::text::sd3::append(&files[index], context, pooled)?,
+                #[cfg(not(feature = "text"))]
+                Embeddings::Disk(_) => {}
+            }
         }
+        Ok(())
     }
 }
 
@@ -40,11 +65,11 @@ impl Prompts {
 pub struct Painter<'a, B: Backend> {
     b: &'a B,
     model: Mmdit<B>,
-    pipeline: &'a Pipeline,
+    encoders: &'a Encoders<'a>,
     latent: [usize; 3],
     tokens: usize,
     batch: usize,
-    negative: TextEmbedding,
+    negative: (Vec<f32>, Vec<f32>),
     unguided: Option<Sampler<B>>,
     guided: Option<Sampler<B>>,
 }
@@ -66,9 +91,11 @@ pub struct Order<'a> {
 
 impl<'a, B: Backend> Painter<'a, B> {
     /// Plans drawing of `latent` `[C, H, W]`, up to `batch` at once; guidance steers away from `negative`.
-    pub fn new(b: &'a B, model: Mmdit<B>, pipeline: &'a Pipeline, latent: [usize; 3], batch: usize, negative: &str) -> Result<Self> {
-        let negative = pipeline.text.encode(&[negative])?.pop().ok_or_else(|| Error::Usage("the negative prompt is missing".into()))?;
-        Ok(Self { b, model, pipeline, latent, tokens: pipeline.text.tokens()?, batch, negative, unguided: None, guided: None })
+    pub fn new(b: &'a B, model: Mmdit<B>, encoders: &'a Encoders<'a>, latent: [usize; 3], batch: usize, negative: &str) -> Outcome<Self> {
+        let (mut context, mut pooled) = (Vec::new(), Vec::new());
+        encoders.prompts(&[negative.to_owned()])?.gather(std::iter::once(0), &mut context, &mut pooled)?;
+        let negative = (context, pooled);
+        Ok(Self { b, model, encoders, latent, tokens: encoders.tokens()?, batch, negative, unguided: None, guided: None })
     }
 
     /// Latents `[n, C, H, W]`. `drawn` hears how many are done.
@@ -81,12 +108,12 @@ impl<'a, B: Backend> Painter<'a, B> {
             Some(sampler) => sampler,
             None => slot.insert(Sampler::new(self.b, &self.model, shape, guided)?),
         };
-        let negative = TextBatch { context: &self.negative.context, pooled: &self.negative.pooled };
+        let negative = TextBatch { context: &self.negative.0, pooled: &self.negative.1 };
         let mut latents = Vec::with_capacity(order.which.len() * self.latent.iter().product::<usize>());
         let (mut context, mut pooled) = (Vec::new(), Vec::new());
         for (index, which) in order.which.chunks(self.batch).enumerate() {
             interrupt::check()?;
-            order.prompts.gather(which.iter().copied(), &mut context, &mut pooled);
+            order.prompts.gather(which.iter().copied(), &mut context, &mut pooled)?;
             let text = TextBatch { context: &context, pooled: &pooled };
             let first = order.first + (index * self.batch) as u32;
             let part = sampler.sample(self.b, &self.model, params, order.settings, order.seed, first, which.len(), text, negative)?;
@@ -99,7 +126,7 @@ impl<'a, B: Backend> Painter<'a, B> {
     /// Pixels `[n, C, H, W]` in about [-1, 1], not clamped.
     pub fn pixels(&mut self, params: &B::Data, order: &Order<'_>, drawn: impl FnMut(usize)) -> Outcome<Vec<f32>> {
         let latents = self.latents(params, order, drawn)?;
-        Ok(self.pipeline.codec.decode(&latents, self.latent)?)
+        Ok(self.encoders.decode(&latents, self.latent)?)
     }
 
     /// Pictures to look at.
@@ -110,7 +137,7 @@ impl<'a, B: Backend> Painter<'a, B> {
 
     /// Shape of an image, `[C, H, W]`.
     pub fn image_shape(&self) -> Result<[usize; 3]> {
-        self.pipeline.codec.image_shape(self.latent)
+        self.encoders.image_shape(self.latent)
     }
 }
 

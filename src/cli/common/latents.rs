@@ -3,24 +3,32 @@
 use std::path::Path;
 use std::sync::Mutex;
 
-use super::draw::{Order, Painter, Prompts};
-use super::{Loaded, Outcome, Progress, interrupt, network, output};
+use super::draw::{Order, Painter};
+use super::{Encoders, Loaded, Outcome, Progress, interrupt, network, output};
 use crate::config::SynthesizeConfig;
 use crate::data::{DatasetSettings, LatentDataset, ShardWriter, fashion_mnist, read_prompts, unique_prompts};
 use crate::device::Backend;
 use crate::flow::{SampleSettings, SamplerKind};
-use crate::format::Dtype;
+use crate::format::{Dtype, Pipeline};
 use crate::{Error, Result};
 
 /// Draws the latents of `config` into `folder`, or what is still missing there.
-pub fn synthesize<B: Backend>(b: &B, teacher: &Loaded, config: &SynthesizeConfig, seed: u64, folder: &Path) -> Outcome {
+pub fn synthesize<B: Backend>(
+    b: &B,
+    teacher: &Loaded,
+    encoders: &Encoders<'_>,
+    config: &SynthesizeConfig,
+    seed: u64,
+    folder: &Path,
+) -> Outcome {
     let pipeline = teacher.pipeline();
     let list = match config.prompts.as_str() {
         "" => fashion_mnist::CLASS_NAMES.map(String::from).to_vec(),
         path => read_prompts(path)?,
     };
     let (names, places) = unique_prompts(&list);
-    let settings = SampleSettings { kind: SamplerKind::Euler, steps: config.steps, guidance: config.guidance, shift: pipeline.shift };
+    let Pipeline { shift, spacing, .. } = *pipeline;
+    let settings = SampleSettings { kind: SamplerKind::Euler, steps: config.steps, guidance: config.guidance, shift, spacing };
     let away = if config.negative_prompt.is_empty() { String::new() } else { format!(" away from {:?}", config.negative_prompt) };
     let dataset = DatasetSettings {
         teacher: teacher.checkpoint.fingerprint(),
@@ -39,11 +47,13 @@ pub fn synthesize<B: Backend>(b: &B, teacher: &Loaded, config: &SynthesizeConfig
         output::note(&format!("{} latents are there already, in {}", config.count, folder.display()));
         return Ok(());
     }
-    let prompts = Prompts::new(pipeline, &names)?;
+    let negative = std::slice::from_ref(&config.negative_prompt);
+    encoders.prompts(&[&names, negative].concat())?; // at once: loading the encoders is slow
+    let prompts = encoders.prompts(&names)?;
     let shape = network::latent_shape(pipeline, config.height, config.width)?;
     let model = teacher.model(b)?;
     let params = network::upload(b, &teacher.weights(&model)?)?;
-    let mut painter = Painter::new(b, model, pipeline, shape, config.batch, &config.negative_prompt)?;
+    let mut painter = Painter::new(b, model, encoders, shape, config.batch, &config.negative_prompt)?;
     let size: usize = shape.iter().product();
     let mut progress = Progress::new("synthesis", config.count as u64, writer.written() as u64);
     let mut next = writer.written();

@@ -1,18 +1,15 @@
 //! The same prompts and seeds for every network and sampler: rows of pictures to look at, and quality where it can be measured.
 
 use super::draw::{Order, Painter, Prompts, pictures};
-use super::{Outcome, Progress, network};
-use crate::Result;
+use super::{Encoders, Outcome, Progress, network};
 use crate::config::EvalConfig;
 use crate::data::fashion_mnist;
 use crate::device::Backend;
 use crate::eval::Evaluator;
-use crate::flow::{SampleSettings, SamplerKind};
+use crate::flow::{SampleSettings, SamplerKind, Spacing};
 use crate::format::Pipeline;
 use crate::report::Row;
-use crate::text::TextConfig;
 use crate::train::QualityRecord;
-use crate::vae::CodecConfig;
 
 /// Pictures in a row.
 const COLUMNS: usize = 10;
@@ -29,18 +26,18 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// For networks of this pipeline; `names` are the prompts of the columns where nothing can be measured. None if
-    /// images cannot be decoded or prompts not encoded here.
-    pub fn new(pipeline: &Pipeline, config: &EvalConfig, seed: u64, names: &[String]) -> Result<Option<Self>> {
-        if matches!(pipeline.codec, CodecConfig::External { .. }) || matches!(pipeline.text, TextConfig::External { .. }) {
+    /// For networks with these encoders; `names` are the prompts of the columns where nothing can be measured. None if
+    /// images cannot be decoded here.
+    pub fn new(encoders: &Encoders<'_>, config: &EvalConfig, seed: u64, names: &[String]) -> Outcome<Option<Self>> {
+        if !encoders.draws() {
             return Ok(None);
         }
         let evaluator = Evaluator::demo()?;
-        let image = pipeline.codec.image_shape(network::latent_shape(pipeline, 0, 0)?)?;
+        let image = encoders.image_shape(network::latent_shape(encoders.pipeline, 0, 0)?)?;
         let classes = fashion_mnist::CLASS_NAMES.map(String::from);
         let demo = image == evaluator.image_shape() && (names.is_empty() || names.iter().all(|n| classes.contains(n)));
         let names = if demo { &classes[..] } else { &names[..names.len().min(COLUMNS)] };
-        let prompts = Prompts::new(pipeline, names)?;
+        let prompts = encoders.prompts(names)?;
         Ok(Some(Self { evaluator: demo.then_some(evaluator), prompts, samples: config.samples, seed: seed.wrapping_add(SEED_OFFSET) >> 1 }))
     }
 
@@ -109,15 +106,17 @@ impl Bench {
 
 /// How students are measured: unguided, with the renoise sampler.
 pub fn student_settings(config: &EvalConfig) -> Vec<SampleSettings> {
-    let student = |steps: &usize| SampleSettings { kind: SamplerKind::Renoise, steps: *steps, guidance: 1.0, shift: 1.0 };
+    let student =
+        |steps: &usize| SampleSettings { kind: SamplerKind::Renoise, steps: *steps, guidance: 1.0, shift: 1.0, spacing: Spacing::Trailing };
     config.student_steps.iter().map(student).collect()
 }
 
 /// How teachers are measured: Euler, guided and unguided.
-pub fn teacher_settings(config: &EvalConfig, shift: f32) -> Vec<SampleSettings> {
+pub fn teacher_settings(config: &EvalConfig, pipeline: &Pipeline) -> Vec<SampleSettings> {
+    let Pipeline { shift, spacing, .. } = *pipeline;
     let scales = if config.guidance == 1.0 { vec![1.0] } else { vec![config.guidance, 1.0] };
     let with = |guidance: f32| {
-        config.teacher_steps.iter().map(move |steps| SampleSettings { kind: SamplerKind::Euler, steps: *steps, guidance, shift })
+        config.teacher_steps.iter().map(move |steps| SampleSettings { kind: SamplerKind::Euler, steps: *steps, guidance, shift, spacing })
     };
     scales.into_iter().flat_map(with).collect()
 }

@@ -2,6 +2,7 @@
 
 pub mod device;
 pub mod draw;
+pub mod encoders;
 pub mod interrupt;
 pub mod latents;
 pub mod measure;
@@ -19,6 +20,7 @@ use crate::{Error, Result};
 
 pub use device::Device;
 pub use draw::Painter;
+pub use encoders::Encoders;
 pub use network::Loaded;
 pub use progress::Progress;
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::device::{Backend, Storage};
+use crate::flow::Spacing;
 use crate::format::{Checkpoint, Dtype, Pipeline, Role, SafetensorsFile, Tensor, Tensors, diffusers, original};
 use crate::model::mmdit::POS_EMBED;
 use crate::model::{Mmdit, ModelConfig};
@@ -62,7 +63,7 @@ fn read(path: &Path) -> Result<Checkpoint> {
 fn imported((model, tensors): (ModelConfig, Tensors)) -> Result<Checkpoint> {
     let codec = CodecConfig::External { channels: model.in_channels, downscale: 8 };
     let text = TextConfig::External { context_dim: model.context_dim, pooled_dim: model.pooled_dim };
-    let pipeline = Pipeline { model, codec, text, shift: 3.0, role: Role::Teacher, notes: Default::default() };
+    let pipeline = Pipeline { model, codec, text, shift: 3.0, spacing: Spacing::Linspace, role: Role::Teacher, notes: Default::default() };
     pipeline.validate()?;
     Ok(Checkpoint { pipeline, tensors })
 }
@@ -154,7 +155,7 @@ mod tests {
         let model = crate::config::Config::default().model;
         let codec = CodecConfig::Dct { block: 4, channels: 1, mean: vec![0.0; 16], std: vec![1.0; 16] };
         let text = TextConfig::Words { dim: model.context_dim, tokens: 4 };
-        Pipeline { model, codec, text, shift: 1.0, role: Role::Teacher, notes: Default::default() }
+        Pipeline { model, codec, text, shift: 1.0, spacing: Default::default(), role: Role::Teacher, notes: Default::default() }
     }
 
     #[test]

@@ -2,9 +2,9 @@
 
 use crate::Result;
 use crate::cli::common::draw::Prompts;
+use crate::cli::common::{Encoders, Outcome};
 use crate::config::Config;
 use crate::data::{Batch, LatentDataset, Loader};
-use crate::format::Pipeline;
 use crate::ladd::HostBatch;
 use crate::model::Shape;
 use crate::train::MicroBatch;
@@ -28,9 +28,9 @@ struct Micro {
 
 impl Batches {
     /// Encodes the prompts of the data set. With `mismatch` every sample also gets another sample's text.
-    pub fn new(config: &Config, pipeline: &Pipeline, dataset: &LatentDataset, mismatch: bool) -> Result<Self> {
+    pub fn new(config: &Config, encoders: &Encoders<'_>, dataset: &LatentDataset, mismatch: bool) -> Outcome<Self> {
         let micro = (0..config.distill.accumulate).map(|_| Micro::default()).collect();
-        Ok(Self { prompts: Prompts::new(pipeline, dataset.prompts())?, tokens: pipeline.text.tokens()?, mismatch, micro })
+        Ok(Self { prompts: encoders.prompts(dataset.prompts())?, tokens: encoders.tokens()?, mismatch, micro })
     }
 
     /// The micro-batches of `step`.
@@ -38,10 +38,10 @@ impl Batches {
         for (index, micro) in self.micro.iter_mut().enumerate() {
             loader.batch_into(step, index, &mut micro.latents)?;
             let which: Vec<usize> = micro.latents.prompts.iter().map(|p| *p as usize).collect();
-            self.prompts.gather(which.iter().copied(), &mut micro.context, &mut micro.pooled);
+            self.prompts.gather(which.iter().copied(), &mut micro.context, &mut micro.pooled)?;
             if self.mismatch {
                 let others = mismatched(&which);
-                self.prompts.gather(others.into_iter(), &mut micro.other_context, &mut micro.other_pooled);
+                self.prompts.gather(others.into_iter(), &mut micro.other_context, &mut micro.other_pooled)?;
             }
         }
         let tokens = self.tokens;

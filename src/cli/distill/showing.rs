@@ -1,7 +1,6 @@
 //! What a run shows: the student beside its teacher on the same prompts and seeds, as pictures and as numbers.
 
 use super::Session;
-use crate::Result;
 use crate::cli::common::measure::{Bench, fd_note, student_settings, teacher_settings};
 use crate::cli::common::{Outcome, Painter, Progress, network, output};
 use crate::device::Backend;
@@ -20,19 +19,19 @@ pub struct Showing<'a, B: Backend> {
 
 impl<'a, B: Backend> Showing<'a, B> {
     /// For the networks of this run; `prompts` are those of the training latents.
-    pub fn new(session: &Session<'a, B>, prompts: &[String]) -> Result<Self> {
+    pub fn new(session: &Session<'a, B>, prompts: &[String]) -> Outcome<Self> {
         let (config, pipeline) = (&session.config.eval, session.teacher.pipeline());
-        let tools = match Bench::new(pipeline, config, session.config.seed, prompts)? {
+        let tools = match Bench::new(session.encoders, config, session.config.seed, prompts)? {
             Some(bench) => {
                 let shape = network::latent_shape(pipeline, 0, 0)?;
-                Some((bench, Painter::new(session.b, session.teacher.model(session.b)?, pipeline, shape, config.batch, "")?))
+                Some((bench, Painter::new(session.b, session.teacher.model(session.b)?, session.encoders, shape, config.batch, "")?))
             }
             None => {
                 output::note("images cannot be decoded here: this run has no sample grids and no measurements");
                 None
             }
         };
-        let (student, teacher) = (student_settings(config), teacher_settings(config, pipeline.shift));
+        let (student, teacher) = (student_settings(config), teacher_settings(config, pipeline));
         student.iter().chain(&teacher).try_for_each(|s| s.times().map(drop))?;
         Ok(Self { tools, student, teacher, teacher_rows: Vec::new() })
     }

@@ -80,11 +80,18 @@ fn euler<B: Backend>(b: &B, tolerance: Tolerance) {
         steps: case.size("steps"),
         guidance: case.number("guidance") as f32,
         shift: case.number("shift") as f32,
+        spacing: Default::default(),
     };
     run(b, "sampler_euler", &settings, tolerance);
 }
 
 fn renoise<B: Backend>(b: &B, tolerance: Tolerance) {
-    let settings = |case: &Golden| SampleSettings { kind: SamplerKind::Renoise, steps: case.size("steps"), guidance: 1.0, shift: 1.0 };
+    let settings = |case: &Golden| SampleSettings {
+        kind: SamplerKind::Renoise,
+        steps: case.size("steps"),
+        guidance: 1.0,
+        shift: 1.0,
+        spacing: Default::default(),
+    };
     run(b, "sampler_renoise", &settings, tolerance);
 }
