@@ -28,14 +28,14 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// Runs a command that must succeed, and returns its standard output.
-fn succeed(arguments: &[&str]) -> String {
+pub fn succeed(arguments: &[&str]) -> String {
     let output = run(arguments);
     assert!(output.status.success(), "{arguments:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
     text(&output.stdout)
 }
 
 /// Runs a command that must fail as the user's mistakes do: exit code 2, one line on standard error.
-fn refuse(arguments: &[&str]) -> String {
+pub fn refuse(arguments: &[&str]) -> String {
     let output = run(arguments);
     let message = text(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");

@@ -1,6 +1,7 @@
 //! Stable Diffusion 3's text encoders and autoencoder against diffusers and transformers, on the tiny pipeline that
 //! `reference/tiny_pipelines.py` writes.
 
+mod commands;
 mod text;
 mod vae;
 mod whole;

@@ -14,6 +14,9 @@ use crate::{Error, Result};
 /// Latent side at which the published models were trained, 1024 pixels.
 const USUAL_SIDE: usize = 128;
 
+/// Pixels of a latent position of the published autoencoder.
+const DOWNSCALE: usize = 8;
+
 /// A network in the host's memory.
 #[derive(Debug)]
 pub struct Loaded {
@@ -46,7 +49,7 @@ fn read(path: &Path) -> Result<Checkpoint> {
     if !path.is_dir() {
         return match SafetensorsFile::open(path)?.metadata().contains_key("ladd_fast") {
             true => Checkpoint::load(path),
-            false => imported(original::import(path)?),
+            false => imported(original::import(path)?, DOWNSCALE),
         };
     }
     let results = ["student/student.safetensors", "teacher/teacher.safetensors", "student.safetensors", "teacher.safetensors"];
@@ -56,12 +59,31 @@ fn read(path: &Path) -> Result<Checkpoint> {
     if path.join("config.toml").is_file() {
         return Err(Error::file(path, "this run has no result yet: finish it with `ladd-fast distill --run FOLDER --resume`"));
     }
-    imported(diffusers::import(path)?)
+    imported(diffusers::import(path)?, downscale(path)?)
+}
+
+/// Pixels of a latent position of a pipeline's autoencoder, each level but one of which halves the resolution.
+fn downscale(pipeline: &Path) -> Result<usize> {
+    #[derive(serde::Deserialize)]
+    struct Levels {
+        block_out_channels: Vec<usize>,
+    }
+    let path = pipeline.join("vae/config.json");
+    if !path.is_file() {
+        return Ok(DOWNSCALE);
+    }
+    let text = std::fs::read_to_string(&path).map_err(|source| Error::io("read", &path, source))?;
+    let levels: Levels =
+        serde_json::from_str(&text).map_err(|e| Error::file(&path, format!("is no configuration of an autoencoder: {e}")))?;
+    match levels.block_out_channels.len() {
+        levels @ 1..=8 => Ok(1 << (levels - 1)),
+        levels => Err(Error::file(&path, format!("describes an autoencoder of {levels} levels; 1 to 8 can be"))),
+    }
 }
 
 /// The settings of a network of the Stable Diffusion 3 family that another program wrote.
-fn imported((model, tensors): (ModelConfig, Tensors)) -> Result<Checkpoint> {
-    let codec = CodecConfig::External { channels: model.in_channels, downscale: 8 };
+fn imported((model, tensors): (ModelConfig, Tensors), downscale: usize) -> Result<Checkpoint> {
+    let codec = CodecConfig::External { channels: model.in_channels, downscale };
     let text = TextConfig::External { context_dim: model.context_dim, pooled_dim: model.pooled_dim };
     let pipeline = Pipeline { model, codec, text, shift: 3.0, spacing: Spacing::Linspace, role: Role::Teacher, notes: Default::default() };
     pipeline.validate()?;
