@@ -15,9 +15,9 @@ const MEANINGS: &[(&str, &str)] = &[
     ("teacher.checkpoint", "The teacher's checkpoint (safetensors), or `builtin` for the demo's teacher that is part of the program."),
     ("data.shards", "Folder of latent shards to distil on. Empty: the teacher synthesizes them into the run folder first."),
     ("data.images", "Folder of the Fashion-MNIST idx files, which only `pretrain` reads (`scripts/get-demo-data` fetches them)."),
-    ("data.latent", "How images become latents: `dct` (the demo's stand-in for a VAE) or `vae` (not in this version)."),
+    ("data.latent", "How images become latents: `dct` (the demo's stand-in for a VAE) or `vae`, Stable Diffusion 3's. `pretrain` takes `dct` alone; the rest read it from the network."),
     ("data.whiten", "How much `pretrain` whitens the latents' channels: 1 gives each unit variance, 0 scales all alike."),
-    ("data.text", "How prompts become embeddings: `words` (the demo's stand-in for text encoders) or `sd3` (not in this version)."),
+    ("data.text", "How prompts become embeddings: `words` (the demo's stand-in for text encoders) or `sd3`, CLIP and T5; otherwise as `latent`."),
     (
         "encoders.path",
         "Folder of a diffusers pipeline (`text_encoder`, ..., `vae`), or an original single file with text encoders and autoencoder. Empty: \
@@ -188,7 +188,7 @@ pub fn reference_markdown() -> Result<String> {
     for preset in &PRESETS {
         let _ = writeln!(page, "| `{}` | {} |", preset.name, preset.about);
     }
-    page.push_str("\nThe `sd3` presets hold the method's settings for those teachers; running them needs a GPU backend, the VAE and the text encoders, which this version does not have yet.\n");
+    page.push_str("\nThe `sd3` presets hold the method's settings for those teachers. They were not run: no weights and no GPU were at hand. [sd3.md](sd3.md) has the commands.\n");
     let mut section = "?".to_owned();
     for (key, meaning) in MEANINGS {
         let (here, leaf) = key.rsplit_once('.').unwrap_or(("", key));
