@@ -1,15 +1,23 @@
 // Everything that draws random numbers or moves along the flow, with x_t = (1 - t) x0 + t n and n standard normal:
 //
 //   timesteps          one t per sample: discrete, logit-normal, uniform or shifted
-//   normal             out = n                                                                  4 bytes a value
-//   flow_noise         x_t as above, velocity = n - x0; x0 + sigma n' may take x0's place       8, 12 with the velocity
-//   predict_x0_renoise x0_hat = x_t - t v, renoised = (1 - t_hat) x0_hat + t_hat n             16
-//   .. _backward       dv = -t ((1 - t_hat) d_renoised + d_x0_hat)                              8 or 12
-//   euler_cfg          x += dt (u + guidance (v - u)), without u: x += dt v                     12 or 16
+//   normal             out = n
+//   flow_noise         x_t as above, velocity = n - x0; x0 + sigma n' may take x0's place
+//   predict_x0_renoise x0_hat = x_t - t v, renoised = (1 - t_hat) x0_hat + t_hat n
+//   .. _backward       dv = -t ((1 - t_hat) d_renoised + d_x0_hat)
+//   euler_cfg          x += dt (u + guidance (v - u)), without u: x += dt v
 //
-// All fp32, all outputs overwritten (x of euler_cfg is added to). Noise is drawn in registers, 65 instructions a normal:
-// `normal` and a perturbed flow_noise are bound by those, the rest by memory. Every operation is rounded by itself (Exact),
-// so that the results have the bits of the CPU backend's. Called by src/device/cuda/ops/flow_noise.rs.
+// All fp32, all outputs overwritten (x of euler_cfg is added to). Every operation is rounded by itself (Exact), so that the
+// results have the bits of the CPU backend's. Called by src/device/cuda/ops/flow_noise.rs.
+//
+// Floors, per value. Noise is drawn in registers, 65 instructions a normal: half a cycle of a multiprocessor, in which an H100's
+// memory brings about 7 bytes
+//   timesteps_*                   4 bytes and a Philox block a sample: latency
+//   normal                        4 bytes: the drawing
+//   flow_noise                    8 bytes, 12 with the velocity: memory, at 8 bytes the drawing as much; perturbed: the drawing
+//   predict_x0_renoise            16 bytes: memory
+//   predict_x0_renoise_backward   8 bytes, 12 with both gradients: memory
+//   euler_cfg                     12 bytes, 16 with guidance: memory
 #include "abi.h"
 #include "include/philox.cuh"
 #include "include/vector.cuh"

@@ -19,7 +19,10 @@ static std::map<std::string, Kernel>& kernels() {
     return all;
 }
 
-bool register_kernel(const char* name, Kernel kernel) { return kernels().emplace(name, std::move(kernel)).second; }
+bool register_kernel(const char* name, const char* file, Kernel kernel) {
+    kernel.file = file;
+    return kernels().emplace(name, std::move(kernel)).second;
+}
 
 // ---- OS threads -------------------------------------------------------------------------------------------------
 
@@ -140,6 +143,16 @@ extern "C" {
 
 // The reason of this OS thread's last failure.
 const char* emu_last_error() { return last_error.c_str(); }
+
+// A line for each kernel, its file and its name.
+const char* emu_kernels() {
+    static const std::string lines = [] {
+        std::string text;
+        for (const auto& [name, kernel] : kernels()) text += std::string(kernel.file) + " " + name + "\n";
+        return text;
+    }();
+    return lines.c_str();
+}
 
 // 0: done; 1: there is no such kernel; 2: refused or failed. `owner` numbers the driver: only its memory is checked afterwards.
 int emu_launch(const char* name, const unsigned* grid, unsigned threads, size_t shared, const void* const* parameters, const size_t* sizes,

@@ -13,6 +13,7 @@ using Entry = void (*)(const void* const* arguments);
 struct Kernel {
     Entry entry;
     std::vector<size_t> parameter_bytes;
+    const char* file = nullptr;
 };
 
 template <auto FUNCTION>
@@ -28,7 +29,7 @@ struct KernelOf<FUNCTION> {
     static Kernel kernel() { return {entry, {sizeof(Parameters)...}}; }
 };
 
-bool register_kernel(const char* name, Kernel kernel);
+bool register_kernel(const char* name, const char* file, Kernel kernel);
 
 // One launch: shared by the OS threads that run its blocks.
 struct Launch {
@@ -55,4 +56,5 @@ void run_blocks(Launch& launch);
 
 }  // namespace emulator
 
-#define LADD_KERNEL(name) [[maybe_unused]] static const bool registered_##name = emulator::register_kernel(#name, emulator::KernelOf<name>::kernel());
+#define LADD_KERNEL(name) [[maybe_unused]] static const bool registered_##name = \
+    emulator::register_kernel(#name, __FILE__, emulator::KernelOf<name>::kernel());

@@ -38,6 +38,7 @@ pub struct Library {
     pub accessible: unsafe extern "C" fn(address: *const c_void, bytes: usize) -> c_int,
     pub describe: unsafe extern "C" fn(address: *const c_void) -> *const c_char,
     pub last_error: unsafe extern "C" fn() -> *const c_char,
+    pub kernels: unsafe extern "C" fn() -> *const c_char,
     pub launch: Launch,
     pub tensor_map: EncodeTensorMap,
 }
@@ -48,6 +49,7 @@ unsafe extern "C" {
     fn emu_accessible(address: *const c_void, bytes: usize) -> c_int;
     fn emu_describe(address: *const c_void) -> *const c_char;
     fn emu_last_error() -> *const c_char;
+    fn emu_kernels() -> *const c_char;
     fn emu_launch(
         name: *const c_char,
         grid: *const c_uint,
@@ -81,6 +83,7 @@ const BUILT_IN: Library = Library {
     accessible: emu_accessible,
     describe: emu_describe,
     last_error: emu_last_error,
+    kernels: emu_kernels,
     launch: emu_launch,
     tensor_map: emu_tensor_map,
 };
@@ -119,6 +122,7 @@ impl Library {
                 accessible: transmute::<*mut c_void, unsafe extern "C" fn(*const c_void, usize) -> c_int>(symbol(c"emu_accessible")?),
                 describe: transmute::<*mut c_void, unsafe extern "C" fn(*const c_void) -> *const c_char>(symbol(c"emu_describe")?),
                 last_error: transmute::<*mut c_void, unsafe extern "C" fn() -> *const c_char>(symbol(c"emu_last_error")?),
+                kernels: transmute::<*mut c_void, unsafe extern "C" fn() -> *const c_char>(symbol(c"emu_kernels")?),
                 launch: transmute::<*mut c_void, Launch>(symbol(c"emu_launch")?),
                 tensor_map: transmute::<*mut c_void, EncodeTensorMap>(symbol(c"emu_tensor_map")?),
             })

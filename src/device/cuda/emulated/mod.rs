@@ -72,13 +72,20 @@ impl Recorded for Tape {
 
 /// A text of the emulator.
 fn text(pointer: *const c_char) -> String {
-    // SAFETY: the emulator returns zero-terminated texts that live until this thread's next call of it.
+    // SAFETY: the emulator returns zero-terminated texts that live until this thread's next call of it, or longer.
     unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
 }
 
 fn last_error() -> String {
     // SAFETY: takes nothing.
     text(unsafe { (Library::get().last_error)() })
+}
+
+/// Every kernel there is: its file's path as the compiler was given it, and its name.
+pub fn kernels() -> Vec<(String, String)> {
+    // SAFETY: takes nothing.
+    let lines = text(unsafe { (Library::get().kernels)() });
+    lines.lines().filter_map(|line| line.rsplit_once(' ')).map(|(file, name)| (file.to_owned(), name.to_owned())).collect()
 }
 
 impl Emulated {
