@@ -19,8 +19,21 @@ static std::map<std::string, Kernel>& kernels() {
     return all;
 }
 
+// Bounds of the kernel that is registered next.
+static unsigned noted_threads = 0;
+
+bool note_launch_bounds(unsigned threads, unsigned) {
+    if (noted_threads != 0) {
+        fprintf(stderr, "emulator: LADD_KERNEL is missing behind a kernel with __launch_bounds__(%u)\n", noted_threads);
+        abort();
+    }
+    noted_threads = threads;
+    return true;
+}
+
 bool register_kernel(const char* name, const char* file, Kernel kernel) {
     kernel.file = file;
+    kernel.most_threads = std::exchange(noted_threads, 0);
     return kernels().emplace(name, std::move(kernel)).second;
 }
 
@@ -114,6 +127,8 @@ static std::string refusal(const Launch& launch, const size_t* sizes, size_t cou
         say("a grid of %u x %u x %u blocks", grid.x, grid.y, grid.z);
     } else if (launch.size.x == 0 || launch.size.x > MOST_THREADS) {
         say("a block of %u threads", launch.size.x);
+    } else if (launch.kernel.most_threads != 0 && launch.size.x > launch.kernel.most_threads) {
+        say("a block of %u threads, its __launch_bounds__ allow %u", launch.size.x, launch.kernel.most_threads);
     } else if (launch.shared_bytes > MOST_SHARED) {
         say("%zu bytes of shared memory, %zu at most", launch.shared_bytes, MOST_SHARED);
     } else if (count != wanted.size()) {

@@ -14,6 +14,7 @@ struct Kernel {
     Entry entry;
     std::vector<size_t> parameter_bytes;
     const char* file = nullptr;
+    unsigned most_threads = 0;  // of a block, by __launch_bounds__; 0: it names none
 };
 
 template <auto FUNCTION>
@@ -30,6 +31,9 @@ struct KernelOf<FUNCTION> {
 };
 
 bool register_kernel(const char* name, const char* file, Kernel kernel);
+
+// What the kernel that is registered next allows.
+bool note_launch_bounds(unsigned threads, unsigned blocks = 1);
 
 // One launch: shared by the OS threads that run its blocks.
 struct Launch {
@@ -55,6 +59,16 @@ struct Launch {
 void run_blocks(Launch& launch);
 
 }  // namespace emulator
+
+// Bounds stand within a declaration, where C++ has no place for what should become of them. So they end it, as that of a function
+// nobody calls, leave a note, and begin it anew; LADD_KERNEL behind the kernel takes the note. A file's variables are
+// initialised in their order.
+#define __launch_bounds__(...) EMULATOR_BOUNDS(__COUNTER__, __VA_ARGS__)
+#define EMULATOR_BOUNDS(number, ...) EMULATOR_NOTE(number, __VA_ARGS__)
+#define EMULATOR_NOTE(number, ...)                                                                                       \
+    emulator_nobody_calls_##number();                                                                                    \
+    [[maybe_unused]] static const bool emulator_noted_##number = emulator::note_launch_bounds(__VA_ARGS__);              \
+    extern "C" void
 
 #define LADD_KERNEL(name) [[maybe_unused]] static const bool registered_##name = \
     emulator::register_kernel(#name, __FILE__, emulator::KernelOf<name>::kernel());
