@@ -51,7 +51,7 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
         number("seed", "--seed", arguments.seed),
     ])?;
     let teacher = network::load(&config.teacher.checkpoint)?;
-    let device = Device::open(&config.device)?;
+    let device = Device::open(&config.device, config.deterministic)?;
     let made = on_device!(device, |b| latents::synthesize(b, &teacher, &config.synthesize, config.seed, &arguments.out));
     if matches!(made, Err(Stop::Interrupted)) {
         output::note("interrupted; the same command goes on where it stopped");

@@ -36,6 +36,8 @@ pub struct Config {
     pub threads: usize,
     /// Where to compute: `auto` (the first usable GPU, else the processor), `cpu`, `cuda` or `cuda:N`.
     pub device: String,
+    /// Whether a GPU adds up sums in a fixed order, so that the same run has the same bits. The processor always does.
+    pub deterministic: bool,
     /// Folder in which every run gets a folder of its own.
     pub run_dir: PathBuf,
     /// Shape of the network that `pretrain` trains.
@@ -67,6 +69,7 @@ impl Default for Config {
             seed: 0,
             threads: 0,
             device: "auto".into(),
+            deterministic: true,
             run_dir: "runs".into(),
             model: sections::demo_model(),
             teacher: TeacherConfig::default(),

@@ -11,6 +11,11 @@ const MEANINGS: &[(&str, &str)] = &[
     ("seed", "Seed of every random draw: the same seed gives the same run, on any number of threads."),
     ("threads", "Worker threads; 0 means all cores."),
     ("device", "Where to compute: `auto` (the first usable GPU, else the processor), `cpu`, `cuda` or `cuda:N`."),
+    (
+        "deterministic",
+        "`false` lets a GPU add up sums in attention's backward as they come, which is faster: runs then differ in their last bits, \
+         and a resumed run is no longer the same to the bit. It changes nothing on the processor, nor on GPUs before Hopper.",
+    ),
     ("run_dir", "Folder in which every run gets a folder of its own."),
     ("teacher.checkpoint", "The teacher's checkpoint (safetensors), or `builtin` for the demo's teacher that is part of the program."),
     ("data.shards", "Folder of latent shards to distil on. Empty: the teacher synthesizes them into the run folder first."),

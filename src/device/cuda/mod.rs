@@ -105,6 +105,11 @@ impl Cuda {
         Self { ordered: false, ..self }
     }
 
+    /// Whether all sums are added up in a fixed order.
+    pub fn is_ordered(&self) -> bool {
+        self.ordered
+    }
+
     /// Another backend on the same device, with other variants of kernels: buffers of either serve both.
     #[must_use]
     pub fn choosing(&self, choices: Choices) -> Self {
