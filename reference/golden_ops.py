@@ -218,23 +218,25 @@ def flow_noise(dtype):
 
 
 def predict_x0_renoise(dtype):
-    shape, step, first_sample = (3, 4, 3, 5), 9, 6
-    for weight in (0.0, 0.5):
+    b, c, patch, gh, step, first_sample = 3, 4, 2, 3, 9, 6
+    for weight, gw in ((0.0, 5), (0.5, 6)):
+        latent, tokens = (b, c, gh * patch, gw * patch), (b, gh * gw, c * patch**2)
         case = Case(
             "predict_x0_renoise" if weight == 0 else "predict_x0_renoise_distill", "predict_x0_renoise", 52, dtype,
-            shape=shape, step=step, stream=flow.FAKE_NOISE, first_sample=first_sample, distill_weight=weight,
+            B=b, C=c, patch=patch, gh=gh, gw=gw, step=step, stream=flow.FAKE_NOISE, first_sample=first_sample,
+            distill_weight=weight,
         )  # fmt: skip
-        x_t, velocity, x0 = (case.normal(name, *shape) for name in ("x_t", "velocity", "x0"))
+        x_t, velocity, x0 = case.normal("x_t", *latent), case.normal("velocity", *tokens), case.normal("x0", *latent)
         t = case.given("t", [1.0, 0.75, 0.25])
         t_hat = case.given("t_hat", [0.9, 0.5, 0.125])
-        d_x_hat = case.normal("d_renoised", *shape, scale=0.1)
-        eps = flow.noise(shape, case.seed, step, flow.FAKE_NOISE, first_sample, dtype)
-        x0_hat = flow.predict_x0(x_t, velocity, t)
-        renoised = flow.interpolate(x0_hat, eps, t_hat)
+        d_renoised = case.normal("d_renoised", *tokens, scale=0.1)
+        eps = flow.noise(latent, case.seed, step, flow.FAKE_NOISE, first_sample, dtype)
+        x0_hat = flow.predict_x0(x_t, mmdit.unpatchify(velocity, patch, gh, gw), t)
+        renoised = mmdit.patchify(flow.interpolate(x0_hat, eps, t_hat), patch)
         distillation = (x0_hat - x0).square().mean()
         case.outs(x0_hat=x0_hat, renoised=renoised, distillation_loss=distillation)
         upstream = torch.tensor(weight, dtype=dtype)
-        case.grads([(renoised, d_x_hat), (distillation, upstream)], {"velocity": velocity})
+        case.grads([(renoised, d_renoised), (distillation, upstream)], {"velocity": velocity})
         yield case
 
 

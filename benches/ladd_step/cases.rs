@@ -7,7 +7,7 @@ use ladd_fast::device::{Backend, StepValues, Storage, View};
 use ladd_fast::flow::philox::{fill_normals, stream};
 use ladd_fast::flow::{SampleSettings, Sampler, SamplerKind, TextBatch, TimestepDistribution};
 use ladd_fast::ladd::{HostBatch, LaddConfig, Update};
-use ladd_fast::model::{Backward, Flops, Inputs, Keep, Mmdit, ModelConfig, Pass, Plan, Shape};
+use ladd_fast::model::{Backward, Flops, Image, ImageMut, Inputs, Keep, Mmdit, ModelConfig, Pass, Plan, Shape};
 use ladd_fast::train::{Checkpointing, DistillSettings, Distiller, MicroBatch, Network, OptimConfig};
 use ladd_fast::{Error, Result};
 
@@ -222,11 +222,11 @@ impl Case {
         let mut recording = B::Recording::default();
         Ok(Box::new(move || {
             b.replay(&mut recording, || {
-                let inputs = Inputs { batch, latent: latent.all(), t: t.all(), context: text.all(), pooled: pool.all() };
-                network.forward(b, &params, &inputs, &mut acts, Some(velocity.all_mut()));
+                let inputs = Inputs { batch, image: Image::Latent(latent.all()), t: t.all(), context: text.all(), pooled: pool.all() };
+                network.forward(b, &params, &inputs, &mut acts, Some(ImageMut::Latent(velocity.all_mut())));
                 if let Some(room) = &mut room {
-                    let (d_velocity, grads) = (Some(d_velocity.all()), Some(&mut grads));
-                    let pass = Backward { batch, d_velocity, d_features: &[], grads, d_latent: None };
+                    let (d_velocity, grads) = (Some(Image::Latent(d_velocity.all())), Some(&mut grads));
+                    let pass = Backward { batch, d_velocity, d_features: &[], grads, d_image: None };
                     network.backward(b, &params, &inputs, &mut acts, room, pass);
                 }
             });

@@ -385,27 +385,31 @@ pub trait Backend: Send + Sync + Sized + std::fmt::Debug + 'static {
         velocity: Option<ViewMut<'_, Self::Stat>>,
     );
 
-    /// `x̂0 = x_t - t v̂`, then `renoised = (1 - t̂) x̂0 + t̂ ε'` with fresh noise.
+    /// `x̂0 = x_t - t v̂` `[B, C, H, W]`, then `renoised = (1 - t̂) x̂0 + t̂ ε'` with fresh noise: from the tokens of one
+    /// network's velocity, channel last, to those that another embeds, channel first, whatever the order of `shape`. The noise
+    /// is that of [`normal`](Self::normal) over the latent.
     fn predict_x0_renoise(
         &self,
         step: &Self::Step,
         stream: Stream,
+        shape: &PatchShape,
         x_t: View<'_, Self::Stat>,
-        velocity: View<'_, Self::Stat>,
+        velocity: View<'_, Self::Data>,
         t: View<'_, Self::Stat>,
         t_hat: View<'_, Self::Stat>,
         x0_hat: ViewMut<'_, Self::Stat>,
-        renoised: ViewMut<'_, Self::Stat>,
+        renoised: ViewMut<'_, Self::Data>,
     );
 
-    /// `dv̂ = -t ((1 - t̂) d_renoised + d_x0_hat)`.
+    /// `dv̂ = -t ((1 - t̂) d_renoised + d_x0_hat)`, in the orders of [`predict_x0_renoise`](Self::predict_x0_renoise).
     fn predict_x0_renoise_backward(
         &self,
+        shape: &PatchShape,
         t: View<'_, Self::Stat>,
         t_hat: View<'_, Self::Stat>,
-        d_renoised: Option<View<'_, Self::Stat>>,
+        d_renoised: Option<View<'_, Self::Data>>,
         d_x0_hat: Option<View<'_, Self::Stat>>,
-        d_velocity: ViewMut<'_, Self::Stat>,
+        d_velocity: ViewMut<'_, Self::Data>,
     );
 
     /// One Euler step `x += dt v`, with classifier-free guidance `v = v_u + guidance (v_c - v_u)` where the

@@ -49,6 +49,11 @@ impl Sizes {
     fn latents(&self) -> usize {
         self.rows() * CHANNELS * PATCH * PATCH
     }
+
+    fn patches(&self, order: PatchOrder) -> PatchShape {
+        let (height, width) = (self.grid.0 * PATCH, self.grid.1 * PATCH);
+        PatchShape { batch: self.batch, channels: CHANNELS, height, width, patch: PATCH, order }
+    }
 }
 
 /// How much one run does at least.
@@ -368,8 +373,7 @@ fn adaln<B: Backend>(of: &mut List<'_, '_, B>) {
 fn embed<B: Backend>(of: &mut List<'_, '_, B>) {
     let (b, batch, grid, h, n) = (of.b, of.s.batch, of.s.grid, of.s.hidden(), of.s.latents());
     let (rows, image) = (of.s.rows(), of.s.image());
-    let order = PatchOrder::ChannelLast;
-    let shape = PatchShape { batch, channels: CHANNELS, height: grid.0 * PATCH, width: grid.1 * PATCH, patch: PATCH, order };
+    let shape = of.s.patches(PatchOrder::ChannelLast);
     of.add("patchify", traffic(n, n), move |m| {
         let (latent, mut tokens) = (m.stat(n), m.data(n));
         move |read_| {
@@ -425,20 +429,22 @@ fn flow<B: Backend>(of: &mut List<'_, '_, B>) {
             read_stat(b, read_, &[&x_t, &velocity])
         }
     });
-    of.add("predict_x0_renoise", traffic(0, 4 * n), move |m| {
-        let (step, x_t, velocity, t, t_hat) = (step(b), m.stat(n), m.stat(n), m.times(batch), m.times(batch));
-        let (mut x0_hat, mut renoised) = (m.stat(n), m.stat(n));
+    let patches = of.s.patches(PatchOrder::ChannelFirst);
+    of.add("predict_x0_renoise", traffic(2 * n, 2 * n), move |m| {
+        let (step, x_t, velocity, t, t_hat) = (step(b), m.stat(n), m.data(n), m.times(batch), m.times(batch));
+        let (mut x0_hat, mut renoised) = (m.stat(n), m.data(n));
         move |read_| {
-            b.predict_x0_renoise(&step, 4, x_t.all(), velocity.all(), t.all(), t_hat.all(), x0_hat.all_mut(), renoised.all_mut());
-            read_stat(b, read_, &[&x0_hat, &renoised])
+            let out = (x0_hat.all_mut(), renoised.all_mut());
+            b.predict_x0_renoise(&step, 4, &patches, x_t.all(), velocity.all(), t.all(), t_hat.all(), out.0, out.1);
+            [read_stat(b, read_, &[&x0_hat]), read(b, read_, &[&renoised])].concat()
         }
     });
-    of.add("predict_x0_renoise_backward", traffic(0, 3 * n), move |m| {
-        let (t, t_hat, d_renoised, d_x0_hat, mut d_velocity) = (m.times(batch), m.times(batch), m.stat(n), m.stat(n), m.stat(n));
+    of.add("predict_x0_renoise_backward", traffic(2 * n, n), move |m| {
+        let (t, t_hat, d_renoised, d_x0_hat, mut d_velocity) = (m.times(batch), m.times(batch), m.data(n), m.stat(n), m.data(n));
         move |read_| {
             let upstream = (Some(d_renoised.all()), Some(d_x0_hat.all()));
-            b.predict_x0_renoise_backward(t.all(), t_hat.all(), upstream.0, upstream.1, d_velocity.all_mut());
-            read_stat(b, read_, &[&d_velocity])
+            b.predict_x0_renoise_backward(&patches, t.all(), t_hat.all(), upstream.0, upstream.1, d_velocity.all_mut());
+            read(b, read_, &[&d_velocity])
         }
     });
     of.add("euler_cfg", traffic(0, 4 * n), move |m| {

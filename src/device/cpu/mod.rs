@@ -393,6 +393,7 @@ impl<T: Real> Backend for Cpu<T> {
         &self,
         step: &StepValues,
         stream: Stream,
+        shape: &PatchShape,
         x_t: In<'_, T>,
         velocity: In<'_, T>,
         t: In<'_, T>,
@@ -401,11 +402,12 @@ impl<T: Real> Backend for Cpu<T> {
         renoised: Out<'_, T>,
     ) {
         let (t, t_hat) = (t.slice(), t_hat.slice());
-        flow_noise::predict_x0_renoise(step, stream, x_t.slice(), velocity.slice(), t, t_hat, x0_hat.slice(), renoised.slice());
+        flow_noise::predict_x0_renoise(step, stream, shape, x_t.slice(), velocity.slice(), t, t_hat, x0_hat.slice(), renoised.slice());
     }
 
     fn predict_x0_renoise_backward(
         &self,
+        shape: &PatchShape,
         t: In<'_, T>,
         t_hat: In<'_, T>,
         d_renoised: Option<In<'_, T>>,
@@ -413,7 +415,7 @@ impl<T: Real> Backend for Cpu<T> {
         d_velocity: Out<'_, T>,
     ) {
         let (d_renoised, d_x0_hat) = (d_renoised.map(View::slice), d_x0_hat.map(View::slice));
-        flow_noise::predict_x0_renoise_backward(t.slice(), t_hat.slice(), d_renoised, d_x0_hat, d_velocity.slice());
+        flow_noise::predict_x0_renoise_backward(shape, t.slice(), t_hat.slice(), d_renoised, d_x0_hat, d_velocity.slice());
     }
 
     fn euler_cfg(&self, x: Out<'_, T>, velocity: In<'_, T>, unconditional: Option<In<'_, T>>, guidance: f32, dt: f32) {

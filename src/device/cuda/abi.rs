@@ -286,7 +286,6 @@ pub struct FlowNoiseParams {
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct RenoiseParams {
-    pub numel: u64,
     pub step: DevicePtr,
     pub x_t: DevicePtr,
     pub velocity: DevicePtr,
@@ -296,17 +295,24 @@ pub struct RenoiseParams {
     pub renoised: DevicePtr,
     pub stream: u32,
     pub batch: u32,
+    pub channels: u32,
+    pub height: u32,
+    pub width: u32,
+    pub patch: u32,
 }
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct RenoiseBackwardParams {
-    pub numel: u64,
     pub t: DevicePtr,
     pub t_hat: DevicePtr,
     pub d_renoised: DevicePtr,
     pub d_x0_hat: DevicePtr,
     pub d_velocity: DevicePtr,
     pub batch: u32,
+    pub channels: u32,
+    pub height: u32,
+    pub width: u32,
+    pub patch: u32,
     pub unused: u32,
 }
 #[repr(C)]
@@ -320,6 +326,8 @@ pub struct EulerParams {
     pub dt: f32,
 }
 pub const FLOW_THREADS: _bindgen_ty_10 = 256;
+pub const RENOISE_TOKENS: _bindgen_ty_10 = 32;
+pub const RENOISE_PAD: _bindgen_ty_10 = 2;
 pub type _bindgen_ty_10 = ::std::os::raw::c_uint;
 pub const HINGE_SUMS: _bindgen_ty_11 = 7;
 pub type _bindgen_ty_11 = ::std::os::raw::c_uint;

@@ -488,25 +488,27 @@ impl Backend for Cuda {
         &self,
         step: &Buffer<StepParams>,
         stream: Stream,
+        shape: &PatchShape,
         x_t: StatIn<'_>,
-        velocity: StatIn<'_>,
+        velocity: In<'_>,
         t: StatIn<'_>,
         t_hat: StatIn<'_>,
         x0_hat: StatOut<'_>,
-        renoised: StatOut<'_>,
+        renoised: Out<'_>,
     ) {
-        ops::flow_noise::predict_x0_renoise(self, step, stream, x_t, velocity, t, t_hat, x0_hat, renoised);
+        ops::flow_noise::predict_x0_renoise(self, step, stream, shape, x_t, velocity, t, t_hat, x0_hat, renoised);
     }
 
     fn predict_x0_renoise_backward(
         &self,
+        shape: &PatchShape,
         t: StatIn<'_>,
         t_hat: StatIn<'_>,
-        d_renoised: Option<StatIn<'_>>,
+        d_renoised: Option<In<'_>>,
         d_x0_hat: Option<StatIn<'_>>,
-        d_velocity: StatOut<'_>,
+        d_velocity: Out<'_>,
     ) {
-        ops::flow_noise::predict_x0_renoise_backward(self, t, t_hat, d_renoised, d_x0_hat, d_velocity);
+        ops::flow_noise::predict_x0_renoise_backward(self, shape, t, t_hat, d_renoised, d_x0_hat, d_velocity);
     }
 
     fn euler_cfg(&self, x: StatOut<'_>, velocity: StatIn<'_>, unconditional: Option<StatIn<'_>>, guidance: f32, dt: f32) {

@@ -1,11 +1,11 @@
 //! The backward pass, by hand: `close_backward` and `body_backward` undo `close` and `body`, from the last block to the
 //! first. A frozen network passes no gradient arena: then only the gradient of its input is computed.
 
-use crate::device::{Backend, BranchGrad, Linear, NormGrad, PatchOrder, Storage, View, ViewMut};
+use crate::device::{Backend, BranchGrad, Linear, NormGrad, PatchOrder, Storage, View};
 use crate::model::Mmdit;
 
 use super::activations::{Activations, AttentionActivations, Gradients, Keep};
-use super::forward::Inputs;
+use super::forward::{Image, ImageMut, Inputs};
 use super::layout::BlockLayout;
 
 /// What a backward pass starts from and where it ends.
@@ -13,14 +13,14 @@ use super::layout::BlockLayout;
 pub struct Backward<'a, B: Backend> {
     /// How many of the forward's samples take part: the first ones.
     pub batch: usize,
-    /// Gradient of the velocity `[B, C, H, W]`; a network in training needs it where the velocity was planned.
-    pub d_velocity: Option<View<'a, B::Stat>>,
+    /// Gradient of the velocity; a network in training needs it where the velocity was planned.
+    pub d_velocity: Option<Image<'a, B>>,
     /// Gradients of features, `(block, [B * N, h])`.
     pub d_features: &'a [(usize, View<'a, B::Data>)],
     /// Gradient arena to add to; `None` for a frozen network.
     pub grads: Option<&'a mut B::Stat>,
-    /// Where the gradient of the latent goes, `[B, C, H, W]`.
-    pub d_latent: Option<ViewMut<'a, B::Stat>>,
+    /// Where the gradient of the latents goes.
+    pub d_image: Option<ImageMut<'a, B>>,
 }
 
 impl<B: Backend> Mmdit<B> {
@@ -73,9 +73,17 @@ impl<B: Backend> Mmdit<B> {
         let mut stats = None;
         if let Some(d_velocity) = pass.d_velocity {
             assert!(acts.plan.velocity, "this plan stops at the features");
-            b.patchify(&d.patches(&self.config, batch, PatchOrder::ChannelLast), d_velocity, room.tokens.all_mut());
-            weight_gradient(b, &mut pass.grads, final_linear, rows, &acts.final_norm, &room.tokens);
-            b.linear_backward_input(params, final_linear, rows, room.tokens.all(), room.norm_image.all_mut(), false);
+            let d_tokens = match d_velocity {
+                Image::Tokens(tokens) => tokens,
+                Image::Latent(latent) => {
+                    b.patchify(&d.patches(&self.config, batch, PatchOrder::ChannelLast), latent, room.tokens.all_mut());
+                    room.tokens.all()
+                }
+            };
+            if let Some(grads) = &mut pass.grads {
+                b.linear_backward_weight(grads, final_linear, rows, acts.final_norm.all(), d_tokens);
+            }
+            b.linear_backward_input(params, final_linear, rows, d_tokens, room.norm_image.all_mut(), false);
             norms.push(NormGrad { d_out: room.norm_image.all(), modulation: Some(self.layout.final_modulation) });
             stats = Some(&acts.final_stats);
         }
@@ -239,12 +247,17 @@ impl<B: Backend> Mmdit<B> {
         pass: Backward<'_, B>,
     ) {
         let (layout, d, batch) = (&*self.layout, &acts.dims, pass.batch);
-        if let Some(d_latent) = pass.d_latent {
-            b.linear_backward_input(params, &layout.x_embedder, batch * d.image, room.image.all(), room.tokens.all_mut(), false);
-            b.unpatchify(&d.patches(&self.config, batch, PatchOrder::ChannelFirst), room.tokens.all(), d_latent);
+        let (embedder, rows) = (&layout.x_embedder, batch * d.image);
+        match pass.d_image {
+            Some(ImageMut::Tokens(tokens)) => b.linear_backward_input(params, embedder, rows, room.image.all(), tokens, false),
+            Some(ImageMut::Latent(latent)) => {
+                b.linear_backward_input(params, embedder, rows, room.image.all(), room.tokens.all_mut(), false);
+                b.unpatchify(&d.patches(&self.config, batch, PatchOrder::ChannelFirst), room.tokens.all(), latent);
+            }
+            None => {}
         }
         let Some(grads) = pass.grads else { return };
-        b.linear_backward_weight(grads, &layout.x_embedder, batch * d.image, acts.tokens.all(), room.image.all());
+        b.linear_backward_weight(grads, embedder, rows, inputs.tokens(&acts.tokens), room.image.all());
         b.linear_backward_weight(grads, &layout.context_embedder, batch * d.text, inputs.context, room.text.all());
 
         let adaln = layout.adaln_for(acts.plan.blocks, acts.plan.velocity);

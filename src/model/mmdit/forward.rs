@@ -7,13 +7,40 @@ use crate::model::Mmdit;
 use super::activations::{Activations, AttentionActivations, Dims, StreamActivations, StreamOperands, Streams};
 use super::layout::{AttentionLayout, BlockLayout, StreamLayout};
 
+/// Latents, or the tokens that a network makes of them: channel first where it reads them, channel last where it writes its
+/// velocity. Tokens spare a pass where what stands between two networks can work on them.
+#[derive(Debug)]
+pub enum Image<'a, B: Backend> {
+    /// `[B, C, H, W]`.
+    Latent(View<'a, B::Stat>),
+    /// `[B * N, C p p]`.
+    Tokens(View<'a, B::Data>),
+}
+
+impl<B: Backend> Clone for Image<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for Image<'_, B> {}
+
+/// The same, to be written.
+#[derive(Debug)]
+pub enum ImageMut<'a, B: Backend> {
+    /// `[B, C, H, W]`.
+    Latent(ViewMut<'a, B::Stat>),
+    /// `[B * N, C p p]`.
+    Tokens(ViewMut<'a, B::Data>),
+}
+
 /// What a network is given.
 #[derive(Debug)]
 pub struct Inputs<'a, B: Backend> {
     /// Batch size, at most the planned one.
     pub batch: usize,
-    /// Noisy latents `[B, C, H, W]`.
-    pub latent: View<'a, B::Stat>,
+    /// Noisy latents.
+    pub image: Image<'a, B>,
     /// Times `[B]`, in [0, 1].
     pub t: View<'a, B::Stat>,
     /// Text context `[B, L, context_dim]`.
@@ -30,20 +57,23 @@ impl<B: Backend> Clone for Inputs<'_, B> {
 
 impl<B: Backend> Copy for Inputs<'_, B> {}
 
+impl<'a, B: Backend> Inputs<'a, B> {
+    /// The tokens that are embedded: those given, or `made` of the latents.
+    pub(super) fn tokens(&self, made: &'a B::Data) -> View<'a, B::Data> {
+        match self.image {
+            Image::Tokens(tokens) => tokens,
+            Image::Latent(_) => made.all(),
+        }
+    }
+}
+
 impl<B: Backend> Mmdit<B> {
-    /// Runs the blocks of the plan. Features are then in [`Activations::feature`]; the velocity `[B, C, H, W]` is
-    /// written where the plan has one.
+    /// Runs the blocks of the plan. Features are then in [`Activations::feature`]; the velocity is written where the plan has
+    /// one.
     ///
     /// # Panics
     /// When `velocity` is given without having been planned, or the inputs are smaller than planned.
-    pub fn forward(
-        &self,
-        b: &B,
-        params: &B::Data,
-        inputs: &Inputs<'_, B>,
-        acts: &mut Activations<B>,
-        velocity: Option<ViewMut<'_, B::Stat>>,
-    ) {
+    pub fn forward(&self, b: &B, params: &B::Data, inputs: &Inputs<'_, B>, acts: &mut Activations<B>, velocity: Option<ImageMut<'_, B>>) {
         assert!(inputs.batch <= acts.plan.shape.batch, "planned for {} samples, given {}", acts.plan.shape.batch, inputs.batch);
         acts.batch = inputs.batch;
         self.embed(b, params, inputs, acts);
@@ -54,9 +84,14 @@ impl<B: Backend> Mmdit<B> {
         }
         if let Some(velocity) = velocity {
             assert!(acts.plan.velocity, "this plan stops at the features");
-            let (rows, batch) = (acts.batch * acts.dims.image, acts.batch);
-            b.linear(params, &self.layout.final_linear, rows, acts.final_norm.all(), acts.final_tokens.all_mut(), false);
-            b.unpatchify(&acts.dims.patches(&self.config, batch, PatchOrder::ChannelLast), acts.final_tokens.all(), velocity);
+            let (rows, batch, layer) = (acts.batch * acts.dims.image, acts.batch, &self.layout.final_linear);
+            match velocity {
+                ImageMut::Tokens(tokens) => b.linear(params, layer, rows, acts.final_norm.all(), tokens, false),
+                ImageMut::Latent(latent) => {
+                    b.linear(params, layer, rows, acts.final_norm.all(), acts.final_tokens.all_mut(), false);
+                    b.unpatchify(&acts.dims.patches(&self.config, batch, PatchOrder::ChannelLast), acts.final_tokens.all(), latent);
+                }
+            }
         }
     }
 
@@ -64,8 +99,10 @@ impl<B: Backend> Mmdit<B> {
     fn embed(&self, b: &B, params: &B::Data, inputs: &Inputs<'_, B>, acts: &mut Activations<B>) {
         let (layout, batch) = (&*self.layout, acts.batch);
         let d = &acts.dims;
-        b.patchify(&d.patches(&self.config, batch, PatchOrder::ChannelFirst), inputs.latent, acts.tokens.all_mut());
-        b.linear(params, &layout.x_embedder, batch * d.image, acts.tokens.all(), acts.image[0].all_mut(), false);
+        if let Image::Latent(latent) = inputs.image {
+            b.patchify(&d.patches(&self.config, batch, PatchOrder::ChannelFirst), latent, acts.tokens.all_mut());
+        }
+        b.linear(params, &layout.x_embedder, batch * d.image, inputs.tokens(&acts.tokens), acts.image[0].all_mut(), false);
         b.pos_embed(batch, d.grid, self.config.pos_embed_max, &self.pos_embed, acts.image[0].all_mut());
         b.linear(params, &layout.context_embedder, batch * d.text, inputs.context, acts.text[0].all_mut(), false);
 

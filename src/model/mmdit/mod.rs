@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 pub use activations::{Activations, Gradients, Keep, Plan, Shape};
 pub use backward::Backward;
-pub use forward::Inputs;
+pub use forward::{Image, ImageMut, Inputs};
 pub use layout::MmditLayout;
 
 use crate::device::{Backend, DeviceError, Storage};
