@@ -13,7 +13,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ("device", "Where to compute: `auto` (the first usable GPU, else the processor), `cpu`, `cuda` or `cuda:N`."),
     (
         "deterministic",
-        "`false` lets a GPU add up sums in attention's backward as they come, which is faster: runs then differ in their last bits, \
+        "`false` lets a GPU add up sums in attention's backward as they come, without waits for an order: runs then differ in their last bits, \
          and a resumed run is no longer the same to the bit. It changes nothing on the processor, nor on GPUs before Hopper.",
     ),
     ("run_dir", "Folder in which every run gets a folder of its own."),
