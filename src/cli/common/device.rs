@@ -87,7 +87,8 @@ fn has_gpu() -> bool {
     false
 }
 
-#[cfg(all(test, feature = "emulator"))]
+#[cfg(test)]
+#[cfg(feature = "emulator")]
 mod tests {
     use super::*;
     use crate::device::{AttentionShape, Storage};
