@@ -13,7 +13,8 @@ pub use layers::{Flag, Sources};
 pub use presets::{PRESETS, Preset, preset};
 pub use reference::reference_markdown;
 pub use sections::{
-    DataConfig, DistillConfig, EvalConfig, OptimSections, PretrainConfig, SampleConfig, SamplerChoice, SynthesizeConfig, TeacherConfig,
+    DataConfig, DistillConfig, EvalConfig, GemmAlgorithms, OptimSections, PretrainConfig, SampleConfig, SamplerChoice, SynthesizeConfig,
+    TeacherConfig,
 };
 
 use std::path::PathBuf;
@@ -36,6 +37,8 @@ pub struct Config {
     pub threads: usize,
     /// Where to compute: `auto` (the first usable GPU, else the processor), `cpu`, `cuda` or `cuda:N`.
     pub device: String,
+    /// How cuBLASLt's algorithms are chosen on a GPU.
+    pub gemm_algorithms: GemmAlgorithms,
     /// Folder in which every run gets a folder of its own.
     pub run_dir: PathBuf,
     /// Shape of the network that `pretrain` trains.
@@ -67,6 +70,7 @@ impl Default for Config {
             seed: 0,
             threads: 0,
             device: "auto".into(),
+            gemm_algorithms: GemmAlgorithms::Heuristic,
             run_dir: "runs".into(),
             model: sections::demo_model(),
             teacher: TeacherConfig::default(),

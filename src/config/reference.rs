@@ -11,6 +11,12 @@ const MEANINGS: &[(&str, &str)] = &[
     ("seed", "Seed of every random draw: the same seed gives the same run, on any number of threads."),
     ("threads", "Worker threads; 0 means all cores."),
     ("device", "Where to compute: `auto` (the first usable GPU, else the processor), `cpu`, `cuda` or `cuda:N`."),
+    (
+        "gemm_algorithms",
+        "How the algorithms of matrix products are chosen on a GPU. `heuristic`: cuBLASLt's first proposal, so that two runs have the same \
+         bits. `measured`: the fastest of eight, kept in `gemm_algorithms.json` in the run's folder; `--resume` then gives the same bits, \
+         another run may not. Only `distill` and `pretrain` measure.",
+    ),
     ("run_dir", "Folder in which every run gets a folder of its own."),
     ("teacher.checkpoint", "The teacher's checkpoint (safetensors), or `builtin` for the demo's teacher that is part of the program."),
     ("data.shards", "Folder of latent shards to distil on. Empty: the teacher synthesizes them into the run folder first."),
