@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use ladd_fast::config::{Config, Sources};
+use ladd_fast::config::{Config, GemmAlgorithms, Sources};
 use ladd_fast::device::{Backend, StepValues, Storage, View};
 use ladd_fast::flow::philox::{fill_normals, stream};
 use ladd_fast::flow::{SampleSettings, Sampler, SamplerKind, TextBatch, TimestepDistribution};
@@ -70,6 +70,21 @@ impl Model {
     }
 }
 
+/// How the device runs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Variant {
+    /// Whether independent work runs side by side.
+    pub branches: bool,
+    /// How cuBLASLt's algorithms are chosen.
+    pub algorithms: GemmAlgorithms,
+}
+
+impl Default for Variant {
+    fn default() -> Self {
+        Self { branches: true, algorithms: GemmAlgorithms::Heuristic }
+    }
+}
+
 /// One thing to measure.
 #[derive(Clone, Debug)]
 pub struct Case {
@@ -82,6 +97,7 @@ pub struct Case {
     pub text: usize,
     /// Keep only the blocks' inputs and compute the rest twice.
     pub checkpointing: bool,
+    pub variant: Variant,
 }
 
 impl Case {

@@ -142,6 +142,16 @@ static std::string refusal(const Launch& launch, const size_t* sizes, size_t cou
 }
 
 static thread_local std::string last_error;
+static thread_local std::vector<Access> last_accesses;
+
+// Of device memory only: stacks and shared memory belong to the launch alone.
+static void keep_accesses(std::vector<Access>& accesses) {
+    tidy(accesses);
+    std::erase_if(accesses, [](const Access& access) {
+        return !accessible(reinterpret_cast<const void*>(access.first), 1);
+    });
+    last_accesses = std::move(accesses);
+}
 
 static int failed(const std::string& message) {
     last_error = message;
@@ -170,8 +180,9 @@ const char* emu_kernels() {
 }
 
 // 0: done; 1: there is no such kernel; 2: refused or failed. `owner` numbers the driver: only its memory is checked afterwards.
+// `observed`: keep what it reads and writes for `emu_accesses`.
 int emu_launch(const char* name, const unsigned* grid, unsigned threads, size_t shared, const void* const* parameters, const size_t* sizes,
-               size_t count, unsigned seed, int late, uint64_t owner) {
+               size_t count, unsigned seed, int late, uint64_t owner, int observed) {
     const auto found = kernels().find(name);
     if (found == kernels().end()) return 1;
     Launch launch{.name = name,
@@ -182,17 +193,26 @@ int emu_launch(const char* name, const unsigned* grid, unsigned threads, size_t 
                   .shared_bytes = shared,
                   .seed = seed,
                   .late = late != 0,
+                  .observed = observed != 0,
                   .next_block = 0,
                   .failed = false,
                   .error_lock = {},
-                  .error = {}};
+                  .error = {},
+                  .accesses = {}};
     const std::string refused = refusal(launch, sizes, count);
     if (!refused.empty()) return failed(refused);
     install_fault_handlers();
     Pool::get().run(launch);
     if (launch.failed) return failed(launch.error);
+    if (observed) keep_accesses(launch.accesses);
     const std::string written = check_surroundings(owner);
     return written.empty() ? 0 : failed(written);
+}
+
+// Device memory that this OS thread's last observed launch read and wrote, until its next one.
+const Access* emu_accesses(size_t* count) {
+    *count = last_accesses.size();
+    return last_accesses.data();
 }
 
 void* emu_allocate(size_t bytes, uint64_t owner) { return allocate(bytes, owner); }

@@ -3,6 +3,7 @@
 #include <mutex>
 #include <utility>
 
+#include "accesses.h"
 #include "block.h"
 
 namespace emulator {
@@ -44,6 +45,7 @@ struct Launch {
     size_t shared_bytes;
     unsigned seed;
     bool late;
+    bool observed;   // whether its accesses are asked for
 
     size_t blocks() const { return size_t(grid.x) * grid.y * grid.z; }
 
@@ -51,7 +53,12 @@ struct Launch {
     std::atomic<bool> failed{false};
     std::mutex error_lock;
     std::string error;
+    std::vector<Access> accesses;   // under error_lock
 
+    void add(const std::vector<Access>& more) {
+        std::lock_guard<std::mutex> guard(error_lock);
+        accesses.insert(accesses.end(), more.begin(), more.end());
+    }
     void fail(const std::string& message);
 };
 

@@ -92,6 +92,7 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
     };
     config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     let device = Device::open(globals.device.as_deref().unwrap_or(&config.device), config.deterministic)?;
+    device.choose_algorithms(config.gemm_algorithms, run.path())?;
     let done = on_device!(device, |b| distill(b, &config, &teacher, &mut run));
     if matches!(done, Err(Stop::Interrupted)) {
         output::note(&format!("interrupted; go on with: ladd-fast distill --run {} --resume", run.path().display()));

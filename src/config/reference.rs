@@ -16,6 +16,12 @@ const MEANINGS: &[(&str, &str)] = &[
         "`false` lets a GPU add up sums in attention's backward as they come, without waits for an order: runs then differ in their last bits, \
          and a resumed run is no longer the same to the bit. It changes nothing on the processor, nor on GPUs before Hopper.",
     ),
+    (
+        "gemm_algorithms",
+        "How the algorithms of matrix products are chosen on a GPU. `heuristic`: cuBLASLt's first proposal, so that two runs have the same \
+         bits. `measured`: the fastest of eight, kept in `gemm_algorithms.json` in the run's folder; `--resume` then gives the same bits, \
+         another run may not. Only `distill` and `pretrain` measure.",
+    ),
     ("run_dir", "Folder in which every run gets a folder of its own."),
     ("teacher.checkpoint", "The teacher's checkpoint (safetensors), or `builtin` for the demo's teacher that is part of the program."),
     ("data.shards", "Folder of latent shards to distil on. Empty: the teacher synthesizes them into the run folder first."),

@@ -175,6 +175,17 @@ pub trait Backend: Send + Sync + Sized + std::fmt::Debug + 'static {
     /// `recording`, `work` must queue the same operations on the same buffers every time, and neither allocate nor wait.
     fn replay(&self, recording: &mut Self::Recording, work: impl FnOnce());
 
+    /// Queues two pieces of work that may run side by side: `side`, and `main`. Each follows what was queued before, and
+    /// what is queued later follows both. Neither may touch what the other writes. The borrow checker sees to that, except
+    /// for `shared`, which both are given: of its buffers they must write different parts, or only read them. The pieces
+    /// queue operations and nothing else: they neither upload, download nor wait.
+    ///
+    /// Here they run one after the other.
+    fn parallel<S>(&self, shared: &mut S, main: impl FnOnce(&mut S), side: impl FnOnce(&mut S)) {
+        side(shared);
+        main(shared);
+    }
+
     /// Waits until everything queued is done.
     ///
     /// # Errors

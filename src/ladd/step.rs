@@ -250,7 +250,12 @@ impl<B: Backend> LaddStep<B> {
         b.fill(self.distillation.all_mut(), 0.0);
     }
 
-    /// Adds the gradients of one micro-batch, `share` of the step, to the networks' gradient arenas.
+    /// Adds the gradients of one micro-batch, `share` of the step, to the networks' gradient arenas. With `heads_done`, which
+    /// says that this micro-batch is the last to add to the heads' and that the student gets its gradient too, the heads are
+    /// updated as well: beside the student's backward, which no longer reads them.
+    ///
+    /// # Panics
+    /// When `heads_done` is said of a pass that is not [`Phase::Both`] or has no heads.
     pub fn run(
         &mut self,
         b: &B,
@@ -262,7 +267,9 @@ impl<B: Backend> LaddStep<B> {
         teacher_params: &B::Data,
         student: &mut Network<B>,
         heads: &mut Network<B>,
+        heads_done: bool,
     ) {
+        assert!(!heads_done || (phase == Phase::Both && self.judge.is_some()), "heads are done in a pass that trains both: {phase:?}");
         let (student_model, teacher_model, heads_model) = models;
         let groups = if phase == Phase::Student { Groups::FAKE } else { self.groups };
         let adversarial = self.judge.is_some();
@@ -282,7 +289,13 @@ impl<B: Backend> LaddStep<B> {
             if adversarial {
                 self.judge_backward(b, batch, (teacher_model, heads_model), teacher_params, &heads.params);
             }
-            self.student_backward(b, share, batch, student_model, student);
+            let mut of_student = |_: &mut ()| self.student_backward(b, share, batch, student_model, student);
+            if heads_done {
+                // The gradient went through the heads' weights as they were: only now may they change.
+                b.parallel(&mut (), of_student, |_| heads.update(b, step));
+            } else {
+                of_student(&mut ());
+            }
         }
     }
 

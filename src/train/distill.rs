@@ -182,14 +182,16 @@ impl<B: Backend> Distiller<B> {
             heads.zero_gradients(b);
             plan.zero_statistics(b);
             for phase in phases {
-                for (batch, step) in batches {
-                    plan.run(b, *phase, step, share, batch, models, teacher_params, student, heads);
+                for (i, (batch, step)) in batches.iter().enumerate() {
+                    // All micro-batches of a step have the same learning rates and step number, which is what an update reads.
+                    let heads_done = *phase == Phase::Both && adversarial && i + 1 == batches.len();
+                    plan.run(b, *phase, step, share, batch, models, teacher_params, student, heads, heads_done);
                 }
                 let step = &batches[0].1;
                 if *phase != Phase::Heads {
                     student.update(b, step);
                 }
-                if *phase != Phase::Student && adversarial {
+                if *phase == Phase::Heads {
                     heads.update(b, step);
                 }
             }

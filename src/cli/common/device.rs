@@ -1,8 +1,11 @@
 //! Choosing the device: `--device`, or the configuration's `device`.
 
+use std::path::Path;
+
+use crate::config::GemmAlgorithms;
 use crate::device::cpu::Cpu;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
-use crate::device::cuda::Cuda;
+use crate::device::cuda::{Cuda, algorithms};
 use crate::device::{Backend, DeviceError};
 
 /// A device that a command runs on; see [`on_device!`].
@@ -57,6 +60,22 @@ impl Device {
             }
             gpu => Self::gpu(gpu.strip_prefix("cuda:").and_then(|n| n.parse().ok()).unwrap_or(0)),
         }
+    }
+
+    /// Measures the algorithms of matrix products and keeps them in the run's folder, where the configuration wants it and the
+    /// device has any.
+    ///
+    /// # Errors
+    /// When the list of an earlier run is damaged.
+    #[cfg_attr(not(any(feature = "cuda", feature = "emulator")), allow(unused_variables))]
+    pub fn choose_algorithms(&self, how: GemmAlgorithms, run: &Path) -> crate::Result<()> {
+        #[cfg(any(feature = "cuda", feature = "emulator"))]
+        if let (Self::Cuda(cuda), GemmAlgorithms::Measured) = (self, how)
+            && let Some(warning) = cuda.measure_algorithms(&run.join(algorithms::FILE))?
+        {
+            tracing::warn!("{warning}");
+        }
+        Ok(())
     }
 
     #[cfg(feature = "cuda")]

@@ -8,6 +8,7 @@
 // Some constants are for the kernels alone.
 #[allow(missing_docs, non_upper_case_globals, non_camel_case_types, dead_code)]
 mod abi;
+pub mod algorithms;
 #[cfg(feature = "cuda")]
 pub mod built;
 pub mod driver;
@@ -19,6 +20,7 @@ pub mod policy;
 #[cfg(feature = "cuda")]
 pub mod real;
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use bytemuck::Pod;
@@ -26,7 +28,7 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 
 use abi::StepParams;
-use driver::{Address, Driver, Gemm, Grid, Kernel, Properties, Recorded, TensorMap, TensorSpec};
+use driver::{Address, Driver, Gemm, Grid, Kernel, LANES, Properties, Recorded, TensorMap, TensorSpec};
 pub use memory::Buffer;
 use memory::Located;
 use ops::{In, Out, StatIn, StatOut};
@@ -51,8 +53,9 @@ pub struct Cuda {
     driver: Arc<dyn Driver>,
     /// The first failure; every later operation is dropped, and the next wait reports it.
     failed: Mutex<Option<DeviceError>>,
-    scratch: Mutex<Scratch>,
+    scratch: Mutex<Lanes>,
     replays: bool,
+    branches: bool,
     ordered: bool,
     choices: Choices,
 }
@@ -69,6 +72,16 @@ pub enum Recording {
     Ready(Box<dyn Recorded>),
 }
 
+/// Scratch memory of every lane: operations of different lanes run side by side.
+#[derive(Debug, Default)]
+struct Lanes {
+    scratch: [Scratch; LANES],
+    /// The lane of what is being queued.
+    current: usize,
+    /// Branches that are not joined yet.
+    open: usize,
+}
+
 /// Memory for intermediate results within one operation. Outgrown buffers are kept: a recording may still name them.
 #[derive(Debug, Default)]
 struct Scratch {
@@ -80,7 +93,7 @@ impl Cuda {
     /// The backend over a driver, with the variants of kernels that the environment forces.
     pub fn new(driver: Arc<dyn Driver>) -> Self {
         let choices = Choices::from_environment();
-        Self { driver, failed: Mutex::default(), scratch: Mutex::default(), replays: true, ordered: true, choices }
+        Self { driver, failed: Mutex::default(), scratch: Mutex::default(), replays: true, branches: true, ordered: true, choices }
     }
 
     /// The backend on a GPU of this machine.
@@ -98,6 +111,12 @@ impl Cuda {
         Self { replays: false, ..self }
     }
 
+    /// Runs branches one after the other ([`Backend::parallel`]), for comparisons and profilers. The bits are the same.
+    #[must_use]
+    pub fn without_branches(self) -> Self {
+        Self { branches: false, ..self }
+    }
+
     /// Lets sums over blocks be added up in whatever order they come, where that is faster (the gradient of attention's
     /// queries on Hopper). Runs then differ in their last bits.
     #[must_use]
@@ -113,7 +132,17 @@ impl Cuda {
     /// Another backend on the same device, with other variants of kernels: buffers of either serve both.
     #[must_use]
     pub fn choosing(&self, choices: Choices) -> Self {
-        Self { choices, replays: self.replays, ordered: self.ordered, ..Self::new(self.driver.clone()) }
+        Self { choices, replays: self.replays, branches: self.branches, ordered: self.ordered, ..Self::new(self.driver.clone()) }
+    }
+
+    /// Measures cuBLASLt's algorithms from now on, each kind of product when it is first queued, and keeps the choices in
+    /// `file`; those that it holds already are taken from there. Returns a warning where the file was made on another device
+    /// or with another version of cuBLASLt and is left aside. Not for a backend that has recordings.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is damaged.
+    pub fn measure_algorithms(&self, file: &Path) -> crate::Result<Option<String>> {
+        self.driver.keep_algorithms(file)
     }
 
     /// What the device can do.
@@ -186,7 +215,9 @@ impl Cuda {
     /// `bytes` bytes for the operation being queued; the next operation may overwrite them. 256-byte aligned, not zeroed.
     /// `None` when there is no more memory, which is then noted.
     fn scratch(&self, bytes: usize) -> Option<Address> {
-        let mut scratch = self.scratch.lock().ok()?;
+        let mut lanes = self.scratch.lock().ok()?;
+        let current = lanes.current;
+        let scratch = &mut lanes.scratch[current];
         if scratch.current.as_ref().is_none_or(|buffer| buffer.len() < bytes) {
             let grown = self.note(Buffer::new(&self.driver, bytes.next_power_of_two().max(SCRATCH_ALIGNMENT)))?;
             let outgrown = scratch.current.replace(grown);
@@ -195,6 +226,32 @@ impl Cuda {
         // The last bytes of the buffer: on the emulator, memory behind them is inaccessible.
         let rounded = bytes.next_multiple_of(SCRATCH_ALIGNMENT);
         scratch.current.as_ref().map(|buffer| buffer.address() + (buffer.len() - rounded) as u64)
+    }
+
+    /// Begins a branch and says from which lane; `None` where its work is to be queued in order.
+    fn begin_branch(&self) -> Option<usize> {
+        if !self.branches || self.check().is_err() || self.scratch.lock().ok()?.open + 1 == LANES {
+            return None;
+        }
+        let lane = self.note(self.driver.begin_branch())?;
+        let mut lanes = self.scratch.lock().ok()?;
+        lanes.open += 1;
+        Some(std::mem::replace(&mut lanes.current, lane))
+    }
+
+    /// Goes back to the lane that a branch was begun from.
+    fn end_branch(&self, lane: usize) {
+        self.note(self.driver.end_branch());
+        if let Ok(mut lanes) = self.scratch.lock() {
+            lanes.current = lane;
+        }
+    }
+
+    fn join_branch(&self) {
+        self.note(self.driver.join_branch());
+        if let Ok(mut lanes) = self.scratch.lock() {
+            lanes.open -= 1;
+        }
     }
 
     /// A grid for `threads` threads of work in blocks of `block`, at most as many as fill the device a few times over:
@@ -309,6 +366,19 @@ impl Backend for Cuda {
                 }
             }
         }
+    }
+
+    fn parallel<S>(&self, shared: &mut S, main: impl FnOnce(&mut S), side: impl FnOnce(&mut S)) {
+        // The side comes first: it is the shorter one, and its kernels then stand in the queues before the long ones.
+        let Some(lane) = self.begin_branch() else {
+            side(shared);
+            main(shared);
+            return;
+        };
+        side(shared);
+        self.end_branch(lane);
+        main(shared);
+        self.join_branch();
     }
 
     fn synchronize(&self) -> Result<(), DeviceError> {

@@ -1,5 +1,6 @@
 //! The forward pass. A block is `body` (attention and MLP) and `close` (the MLP's gated residual, fused with the norms
-//! that the next block, or the final layer, reads).
+//! that the next block, or the final layer, reads). Between the attentions image and text go their own ways, side by side
+//! where the device can ([`Backend::parallel`]).
 
 use crate::device::{Backend, Branch, NormOut, PatchOrder, Storage, View, ViewMut};
 use crate::model::Mmdit;
@@ -99,23 +100,27 @@ impl<B: Backend> Mmdit<B> {
     fn embed(&self, b: &B, params: &B::Data, inputs: &Inputs<'_, B>, acts: &mut Activations<B>) {
         let (layout, batch) = (&*self.layout, acts.batch);
         let d = &acts.dims;
-        if let Image::Latent(latent) = inputs.image {
-            b.patchify(&d.patches(&self.config, batch, PatchOrder::ChannelFirst), latent, acts.tokens.all_mut());
-        }
-        b.linear(params, &layout.x_embedder, batch * d.image, inputs.tokens(&acts.tokens), acts.image[0].all_mut(), false);
-        b.pos_embed(batch, d.grid, self.config.pos_embed_max, &self.pos_embed, acts.image[0].all_mut());
-        b.linear(params, &layout.context_embedder, batch * d.text, inputs.context, acts.text[0].all_mut(), false);
-
-        b.timestep_embedding(inputs.t, None, acts.frequencies.all_mut());
-        b.linear(params, &layout.t_mlp[0], batch, acts.frequencies.all(), acts.t_pre.all_mut(), false);
-        b.silu(acts.t_pre.all(), acts.t_act.all_mut());
-        b.linear(params, &layout.t_mlp[1], batch, acts.t_act.all(), acts.condition.all_mut(), false);
-        b.linear(params, &layout.y_mlp[0], batch, inputs.pooled, acts.y_pre.all_mut(), false);
-        b.silu(acts.y_pre.all(), acts.y_act.all_mut());
-        b.linear(params, &layout.y_mlp[1], batch, acts.y_act.all(), acts.condition.all_mut(), true);
-        b.silu(acts.condition.all(), acts.embedding.all_mut());
         let adaln = layout.adaln_for(acts.plan.blocks, acts.plan.velocity);
-        b.linear(params, &adaln, batch, acts.embedding.all(), acts.table.all_mut(), false);
+        let tokens = |_: &mut ()| {
+            if let Image::Latent(latent) = inputs.image {
+                b.patchify(&d.patches(&self.config, batch, PatchOrder::ChannelFirst), latent, acts.tokens.all_mut());
+            }
+            b.linear(params, &layout.x_embedder, batch * d.image, inputs.tokens(&acts.tokens), acts.image[0].all_mut(), false);
+            b.pos_embed(batch, d.grid, self.config.pos_embed_max, &self.pos_embed, acts.image[0].all_mut());
+            b.linear(params, &layout.context_embedder, batch * d.text, inputs.context, acts.text[0].all_mut(), false);
+        };
+        let conditioning = |_: &mut ()| {
+            b.timestep_embedding(inputs.t, None, acts.frequencies.all_mut());
+            b.linear(params, &layout.t_mlp[0], batch, acts.frequencies.all(), acts.t_pre.all_mut(), false);
+            b.silu(acts.t_pre.all(), acts.t_act.all_mut());
+            b.linear(params, &layout.t_mlp[1], batch, acts.t_act.all(), acts.condition.all_mut(), false);
+            b.linear(params, &layout.y_mlp[0], batch, inputs.pooled, acts.y_pre.all_mut(), false);
+            b.silu(acts.y_pre.all(), acts.y_act.all_mut());
+            b.linear(params, &layout.y_mlp[1], batch, acts.y_act.all(), acts.condition.all_mut(), true);
+            b.silu(acts.condition.all(), acts.embedding.all_mut());
+            b.linear(params, &adaln, batch, acts.embedding.all(), acts.table.all_mut(), false);
+        };
+        b.parallel(&mut (), conditioning, tokens);
     }
 
     /// Norms of the first block's inputs.
@@ -128,12 +133,18 @@ impl<B: Backend> Mmdit<B> {
         let (layout, batch, d) = (&self.layout.blocks[i], acts.batch, &acts.dims);
         let Streams { image, image2, text } = &mut acts.norms[acts.slots.operands.of(i)];
         let stream = acts.slots.streams.of(i);
-        let mut norms = image_norms::<B>(layout, image, image2);
-        let (table, stats) = (Some(acts.table.all()), Some(&mut acts.image_stats[stream]));
-        b.adaln(&d.adaln(batch, d.image), acts.image[stream].all(), &[], table, None, &mut norms, stats);
-        let mut norms = [NormOut { out: text.all_mut(), modulation: Some(layout.text.before_attention()) }];
-        let stats = Some(&mut acts.text_stats[stream]);
-        b.adaln(&d.adaln(batch, d.text), acts.text[stream].all(), &[], table, None, &mut norms, stats);
+        let table = Some(acts.table.all());
+        let of_image = |_: &mut ()| {
+            let mut norms = image_norms::<B>(layout, image, image2);
+            let stats = Some(&mut acts.image_stats[stream]);
+            b.adaln(&d.adaln(batch, d.image), acts.image[stream].all(), &[], table, None, &mut norms, stats);
+        };
+        let of_text = |_: &mut ()| {
+            let mut norms = [NormOut { out: text.all_mut(), modulation: Some(layout.text.before_attention()) }];
+            let stats = Some(&mut acts.text_stats[stream]);
+            b.adaln(&d.adaln(batch, d.text), acts.text[stream].all(), &[], table, None, &mut norms, stats);
+        };
+        b.parallel(&mut (), of_image, of_text);
     }
 
     /// Attention and MLP of block `i`, up to the outputs of both branches.
@@ -145,35 +156,41 @@ impl<B: Backend> Mmdit<B> {
         let stream = slots.streams.of(i);
 
         attend(b, params, d, batch, [&layout.image.attn, &layout.text.attn], norms, text_out, qkv, &mut block.attn);
-        let mut branches = Vec::with_capacity(2);
-        let StreamOperands { proj, norm, .. } = &mut operands.image;
-        if let Some(layer) = &layout.image.attn.proj {
-            b.linear(params, layer, batch * d.image, block.attn.out_image.all(), proj.all_mut(), false);
-        }
-        branches.push(Branch { y: proj.all(), gate: layout.image.attention_gate() });
-        if let (Some(attn2), Some(kept), Some(norm2), Some(qkv2), Some(proj2)) =
-            (&layout.image.attn2, &mut block.attn2, &norms.image2, &mut qkv.image2, &mut operands.proj2)
-        {
-            attend2(b, params, d, batch, attn2, norm2, qkv2, kept);
-            if let Some(proj) = &attn2.proj {
-                b.linear(params, proj, batch * d.image, kept.out_image.all(), proj2.all_mut(), false);
+        let table = Some(acts.table.all());
+        let mut of_image = |_: &mut ()| {
+            let mut branches = Vec::with_capacity(2);
+            let StreamOperands { proj, norm, .. } = &mut operands.image;
+            if let Some(layer) = &layout.image.attn.proj {
+                b.linear(params, layer, batch * d.image, block.attn.out_image.all(), proj.all_mut(), false);
             }
-            branches.push(Branch { y: proj2.all(), gate: layout.image.attention2_gate() });
-        }
-        let StreamActivations { mid, stats, .. } = &mut block.image;
-        let mut outputs = [NormOut { out: norm.all_mut(), modulation: Some(layout.image.before_mlp()) }];
-        let (shape, table) = (d.adaln(batch, d.image), Some(acts.table.all()));
-        b.adaln(&shape, acts.image[stream].all(), &branches, table, Some(mid.all_mut()), &mut outputs, Some(stats));
-        mlp(b, params, &layout.image, batch * d.image, &mut operands.image, &mut block.image.pre);
-
-        if let (true, Some(kept), Some(text), Some(proj)) = (text_out, &mut block.text, &mut operands.text, &layout.text.attn.proj) {
+            branches.push(Branch { y: proj.all(), gate: layout.image.attention_gate() });
+            if let (Some(attn2), Some(kept), Some(norm2), Some(qkv2), Some(proj2)) =
+                (&layout.image.attn2, &mut block.attn2, &norms.image2, &mut qkv.image2, &mut operands.proj2)
+            {
+                attend2(b, params, d, batch, attn2, norm2, qkv2, kept);
+                if let Some(proj) = &attn2.proj {
+                    b.linear(params, proj, batch * d.image, kept.out_image.all(), proj2.all_mut(), false);
+                }
+                branches.push(Branch { y: proj2.all(), gate: layout.image.attention2_gate() });
+            }
+            let StreamActivations { mid, stats, .. } = &mut block.image;
+            let mut outputs = [NormOut { out: norm.all_mut(), modulation: Some(layout.image.before_mlp()) }];
+            let shape = d.adaln(batch, d.image);
+            b.adaln(&shape, acts.image[stream].all(), &branches, table, Some(mid.all_mut()), &mut outputs, Some(stats));
+            mlp(b, params, &layout.image, batch * d.image, &mut operands.image, &mut block.image.pre);
+        };
+        let (true, Some(kept), Some(text), Some(proj)) = (text_out, &mut block.text, &mut operands.text, &layout.text.attn.proj) else {
+            return of_image(&mut ());
+        };
+        let of_text = |_: &mut ()| {
             b.linear(params, proj, batch * d.text, block.attn.out_text.all(), text.proj.all_mut(), false);
             let branches = [Branch { y: text.proj.all(), gate: layout.text.attention_gate() }];
             let mut outputs = [NormOut { out: text.norm.all_mut(), modulation: Some(layout.text.before_mlp()) }];
             let (shape, StreamActivations { mid, stats, pre }) = (d.adaln(batch, d.text), kept);
             b.adaln(&shape, acts.text[stream].all(), &branches, table, Some(mid.all_mut()), &mut outputs, Some(stats));
             mlp(b, params, &layout.text, batch * d.text, text, pre);
-        }
+        };
+        b.parallel(&mut (), of_image, of_text);
     }
 
     /// Adds the MLP's branch of block `i` to the residual streams, and takes the norms that follow.
@@ -198,13 +215,15 @@ impl<B: Backend> Mmdit<B> {
         let Streams { image, image2, text } = &mut acts.norms[slots.operands.of(i + 1)];
         let mut norms = image_norms::<B>(next, image, image2);
         let stats = Some(&mut acts.image_stats[next_stream]);
-        b.adaln(&image_shape, block.image.mid.all(), &image_branch, table, x_out, &mut norms, stats);
-        if let (Some(kept), Some(stream)) = (&block.text, &operands.text) {
+        let of_image = |_: &mut ()| b.adaln(&image_shape, block.image.mid.all(), &image_branch, table, x_out, &mut norms, stats);
+        let of_text = |_: &mut ()| {
+            let (Some(kept), Some(stream)) = (&block.text, &operands.text) else { return };
             let branch = [Branch { y: stream.y.all(), gate: layout.text.mlp_gate() }];
             let mut norms = [NormOut { out: text.all_mut(), modulation: Some(next.text.before_attention()) }];
             let (shape, stats) = (d.adaln(batch, d.text), Some(&mut acts.text_stats[next_stream]));
             b.adaln(&shape, kept.mid.all(), &branch, table, Some(acts.text[next_stream].all_mut()), &mut norms, stats);
-        }
+        };
+        b.parallel(&mut (), of_image, of_text);
     }
 }
 
@@ -230,10 +249,16 @@ fn attend<B: Backend>(
     kept: &mut AttentionActivations<B>,
 ) {
     let AttentionActivations { rstd_image, rstd_text, q, k, v, lse, out_image, out_text } = kept;
-    b.linear(params, &image.qkv, batch * d.image, norms.image.all(), qkv.image.all_mut(), false);
-    b.qk_norm(params, &d.image_qk(batch, image, true), qkv.image.all(), q, k, v, rstd_image);
-    b.linear(params, &text.qkv, batch * d.text, norms.text.all(), qkv.text.all_mut(), false);
-    b.qk_norm(params, &d.text_qk(batch, text), qkv.text.all(), q, k, v, rstd_text);
+    let of_image = |[q, k, v]: &mut [&mut B::Data; 3]| {
+        b.linear(params, &image.qkv, batch * d.image, norms.image.all(), qkv.image.all_mut(), false);
+        b.qk_norm(params, &d.image_qk(batch, image, true), qkv.image.all(), q, k, v, rstd_image);
+    };
+    let of_text = |[q, k, v]: &mut [&mut B::Data; 3]| {
+        b.linear(params, &text.qkv, batch * d.text, norms.text.all(), qkv.text.all_mut(), false);
+        b.qk_norm(params, &d.text_qk(batch, text), qkv.text.all(), q, k, v, rstd_text);
+    };
+    // Each writes the rows of its own tokens.
+    b.parallel(&mut [&mut *q, &mut *k, &mut *v], of_image, of_text);
     b.attention(&d.attention(batch, text_out), [&*q, &*k, &*v], out_image, text_out.then_some(out_text), lse);
 }
 

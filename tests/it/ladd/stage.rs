@@ -117,7 +117,7 @@ impl<'a, B: Backend> Stage<'a, B> {
     pub fn run(&mut self, phase: Phase, share: f32) {
         let models = (&self.student_model, &self.teacher_model, &self.heads_model);
         let (student, heads) = (&mut self.student, &mut self.heads);
-        self.step.run(self.b, phase, &self.values, share, &self.batch, models, &self.teacher_params, student, heads);
+        self.step.run(self.b, phase, &self.values, share, &self.batch, models, &self.teacher_params, student, heads, false);
     }
 
     /// The groups of a full pass.
