@@ -2,6 +2,7 @@
 //! returns. Device memory is host memory, so an address is a pointer, and every range is checked before it is touched.
 
 mod gemm;
+mod gemm_fp8;
 mod library;
 
 use std::collections::HashMap;
@@ -13,7 +14,7 @@ use bytemuck::Pod;
 
 use library::Library;
 
-use super::driver::{Address, Driver, Gemm, Grid, Kernel, Properties, Recorded, TensorMap, TensorSpec};
+use super::driver::{Address, Driver, Gemm, GemmFp8, Grid, Kernel, Properties, Recorded, TensorMap, TensorSpec};
 use crate::device::DeviceError;
 
 /// The order in which the emulator runs what the hardware may run in any order.
@@ -55,6 +56,7 @@ enum Queued {
     Copy { from: Address, to: Address, bytes: usize },
     Launch { kernel: Kernel, grid: Grid, parameters: Vec<Vec<u8>> },
     Gemm(Gemm),
+    GemmFp8(GemmFp8),
 }
 
 /// What was queued while recording, and the first thing that cannot be recorded.
@@ -176,6 +178,7 @@ impl Emulated {
             Queued::Copy { from, to, bytes } => self.run_copy(*from, *to, *bytes),
             Queued::Launch { kernel, grid, parameters } => self.run_launch(*kernel, grid, parameters),
             Queued::Gemm(gemm) => gemm::run(self, gemm),
+            Queued::GemmFp8(gemm) => gemm_fp8::run(self, gemm),
         }
     }
 
@@ -284,6 +287,14 @@ impl Driver for Emulated {
 
     fn gemm(&self, gemm: &Gemm) -> Result<(), DeviceError> {
         self.queue(Queued::Gemm(*gemm))
+    }
+
+    fn prepare_gemm_fp8(&self, _: usize, columns: usize, depth: usize) -> Result<(), DeviceError> {
+        gemm_fp8::prepare(self, columns, depth)
+    }
+
+    fn gemm_fp8(&self, gemm: &GemmFp8) -> Result<(), DeviceError> {
+        self.queue(Queued::GemmFp8(*gemm))
     }
 
     fn tensor_map(&self, spec: &TensorSpec) -> Result<TensorMap, DeviceError> {

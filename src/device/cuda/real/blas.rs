@@ -24,6 +24,8 @@ pub struct Blas {
     handle: sys::cublasLtHandle_t,
     workspace: Address,
     plans: HashMap<Key, Plan>,
+    /// Those of products in FP8, by rows, columns and length of the sums.
+    fp8: HashMap<[usize; 3], Plan>,
 }
 
 // SAFETY: the handle and the descriptors may be used from any thread, one at a time: `Blas` stands behind a mutex.
@@ -88,6 +90,8 @@ macro_rules! set {
     }};
 }
 
+mod fp8;
+
 impl Blas {
     /// Opens cuBLASLt.
     ///
@@ -105,7 +109,7 @@ impl Blas {
         }
         let handle = result::create_handle().map_err(|error| unavailable(format!("cuBLASLt does not start: {error}")))?;
         let workspace = arena.allocate(stream, WORKSPACE, device)?;
-        Ok(Self { handle, workspace, plans: HashMap::new() })
+        Ok(Self { handle, workspace, plans: HashMap::new(), fp8: HashMap::new() })
     }
 
     /// Queues a product; the context must be current. The error says what went wrong.
@@ -195,21 +199,25 @@ impl Blas {
 
     /// Gives descriptors and handle back; nothing queued may use them. The workspace is the arena's.
     pub fn release(&mut self) {
-        for (_, plan) in self.plans.drain() {
-            // SAFETY: made by `plan`, destroyed once.
-            unsafe {
-                let _ = result::destroy_matmul_desc(plan.product);
-                for layout in [plan.a, plan.b, plan.out] {
-                    let _ = result::destroy_matrix_layout(layout);
-                }
-            }
-        }
+        let fp8 = self.fp8.drain().map(|(_, plan)| plan);
+        self.plans.drain().map(|(_, plan)| plan).chain(fp8).for_each(Plan::release);
         // SAFETY: made by `new`, destroyed once.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
 }
 
 impl Plan {
+    /// Gives the descriptors back.
+    fn release(self) {
+        // SAFETY: made with the plan, destroyed once.
+        unsafe {
+            let _ = result::destroy_matmul_desc(self.product);
+            for layout in [self.a, self.b, self.out] {
+                let _ = result::destroy_matrix_layout(layout);
+            }
+        }
+    }
+
     /// Sets the epilogue's addresses.
     fn point(&self, gemm: &Gemm) -> Result<(), result::CublasError> {
         use sys::cublasLtMatmulDescAttributes_t::*;
