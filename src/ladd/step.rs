@@ -155,7 +155,11 @@ impl<B: Backend> LaddStep<B> {
             let backward = Plan { shape, ..plan };
             let acts = match teacher_fp8 {
                 None => teacher.activations(b, plan)?,
-                Some(weights) => teacher.activations_fp8(b, plan, weights)?,
+                Some(weights) => {
+                    // In alternating updates the student's own phase has its samples alone.
+                    teacher.prepare_fp8(b, &backward)?;
+                    teacher.activations_fp8(b, plan, weights)?
+                }
             };
             Ok::<_, Error>(Judge { teacher: (acts, teacher.gradients(b, &backward)?), heads: heads.activations(b, samples, grid)? })
         });

@@ -19,18 +19,38 @@ const ALIGNMENT: usize = 64;
 pub struct Fp8Weights<B: Backend> {
     codes: B::Bytes,
     scales: B::Stat,
-    /// Where codes and scales of a layer begin, by its weight's place in the arena.
-    places: HashMap<usize, (usize, usize)>,
+    /// By the place of a layer's weight in the arena.
+    places: HashMap<usize, Place>,
     blocks: usize,
+}
+
+/// Where codes and scales of a layer begin, and whether it is one of the text stream's.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    codes: usize,
+    scales: usize,
+    text: bool,
 }
 
 /// What products in FP8 need beside what every pass has.
 #[derive(Debug)]
 pub(super) struct Fp8<B: Backend> {
     weights: Arc<Fp8Weights<B>>,
-    /// The left operand of the product in progress.
+    /// Left operands of the image's and the text's product in progress: these streams do not wait for each other.
+    operands: [Operand<B>; 2],
+}
+
+/// A quantised left operand.
+#[derive(Debug)]
+struct Operand<B: Backend> {
     codes: B::Bytes,
     scales: B::Stat,
+}
+
+impl<B: Backend> Operand<B> {
+    fn new(b: &B, rows: usize, width: usize) -> Result<Self, DeviceError> {
+        Ok(Self { codes: b.alloc_bytes(rows * width)?, scales: b.alloc_stat(rows)? })
+    }
 }
 
 fn attention_layers(layout: &AttentionLayout) -> impl Iterator<Item = &Linear> {
@@ -42,8 +62,10 @@ fn stream_layers(layout: &StreamLayout) -> impl Iterator<Item = &Linear> {
     attention_layers(&layout.attn).chain(attn2).chain(layout.mlp.iter().flat_map(|(fc1, fc2)| [fc1, fc2]))
 }
 
-fn layers(blocks: &[BlockLayout]) -> impl Iterator<Item = &Linear> {
-    blocks.iter().flat_map(|block| stream_layers(&block.image).chain(stream_layers(&block.text)))
+/// All layers that are quantised, each with whether it is the text stream's.
+fn layers(blocks: &[BlockLayout]) -> impl Iterator<Item = (&Linear, bool)> {
+    let stream = |stream, text| stream_layers(stream).map(move |layer| (layer, text));
+    blocks.iter().flat_map(move |block| stream(&block.image, false).chain(stream(&block.text, true)))
 }
 
 impl<B: Backend> Mmdit<B> {
@@ -56,17 +78,17 @@ impl<B: Backend> Mmdit<B> {
         self.check_fp8(b, blocks)?;
         let mut places = HashMap::new();
         let (mut codes, mut scales) = (0_usize, 0_usize);
-        for layer in layers(&self.layout.blocks[..blocks]) {
-            places.insert(layer.weight, (codes, scales));
+        for (layer, text) in layers(&self.layout.blocks[..blocks]) {
+            places.insert(layer.weight, Place { codes, scales, text });
             codes = (codes + layer.inputs * layer.outputs).next_multiple_of(ALIGNMENT);
             scales = (scales + layer.outputs).next_multiple_of(ALIGNMENT);
         }
         let (mut codes, mut scales) = (b.alloc_bytes(codes)?, b.alloc_stat(scales)?);
-        for layer in layers(&self.layout.blocks[..blocks]) {
-            let (first_code, first_scale) = places[&layer.weight];
+        for (layer, _) in layers(&self.layout.blocks[..blocks]) {
+            let Place { codes: first, scales: first_scale, .. } = places[&layer.weight];
             let len = layer.inputs * layer.outputs;
             let shape = QuantizeShape { rows: layer.outputs, width: layer.inputs, gelu: false };
-            let to = (codes.part_mut(first_code..first_code + len), scales.part_mut(first_scale..first_scale + layer.outputs));
+            let to = (codes.part_mut(first..first + len), scales.part_mut(first_scale..first_scale + layer.outputs));
             b.quantize_rows(&shape, params.part(layer.weight..layer.weight + len), to.0, to.1);
         }
         Ok(Fp8Weights { codes, scales, places, blocks })
@@ -79,7 +101,7 @@ impl<B: Backend> Mmdit<B> {
     pub fn check_fp8(&self, b: &B, blocks: usize) -> Result<(), DeviceError> {
         /// Any number of rows; the real ones are checked where a pass is planned.
         const ROWS: usize = 1024;
-        layers(&self.layout.blocks[..blocks]).try_for_each(|layer| b.prepare_linear_fp8(layer, ROWS))
+        layers(&self.layout.blocks[..blocks]).try_for_each(|(layer, _)| b.prepare_linear_fp8(layer, ROWS))
     }
 
     /// Plans a forward pass whose blocks multiply in FP8, with no gradients of weights to come.
@@ -93,28 +115,36 @@ impl<B: Backend> Mmdit<B> {
         assert!(plan.keep != Keep::Everything, "a network in training multiplies in the compute type");
         assert!(plan.blocks <= weights.blocks, "{} blocks are quantised, {} are planned", weights.blocks, plan.blocks);
         self.check_plan(&plan)?;
+        self.prepare_fp8(b, &plan)?;
         let d = Dims::new(&self.config, &self.layout, &plan);
-        let rows = [plan.shape.batch * d.image, plan.shape.batch * d.text];
-        for block in &self.layout.blocks[..plan.blocks] {
-            stream_layers(&block.image).try_for_each(|layer| b.prepare_linear_fp8(layer, rows[0]))?;
-            stream_layers(&block.text).try_for_each(|layer| b.prepare_linear_fp8(layer, rows[1]))?;
-        }
-        let most = rows[0].max(rows[1]);
-        let room = Fp8 { weights: weights.clone(), codes: b.alloc_bytes(most * MLP_RATIO * d.hidden)?, scales: b.alloc_stat(most)? };
+        let operand = |tokens: usize| Operand::new(b, plan.shape.batch * tokens, MLP_RATIO * d.hidden);
+        let room = Fp8 { weights: weights.clone(), operands: [operand(d.image)?, operand(d.text)?] };
         Ok(Activations::new(b, &self.config, &self.layout, plan, Some(room))?)
+    }
+
+    /// Chooses how the products of a plan are computed. A pass over fewer samples than its activations were planned for has
+    /// other products: they are chosen when it runs, or here.
+    ///
+    /// # Errors
+    /// When the device has no product in FP8 of this size.
+    pub fn prepare_fp8(&self, b: &B, plan: &Plan) -> Result<(), DeviceError> {
+        let d = Dims::new(&self.config, &self.layout, plan);
+        let rows = |text: bool| plan.shape.batch * if text { d.text } else { d.image };
+        layers(&self.layout.blocks[..plan.blocks]).try_for_each(|(layer, text)| b.prepare_linear_fp8(layer, rows(text)))
     }
 }
 
 impl<B: Backend> Fp8<B> {
     /// `y = f(x) W^T + b`, `f` GELU or nothing: quantises x, then multiplies.
     pub fn linear(&mut self, b: &B, params: &B::Data, layer: &Linear, rows: usize, x: View<'_, B::Data>, gelu: bool, y: &mut B::Data) {
-        let Self { weights, codes, scales } = self;
+        let Self { weights, operands } = self;
+        let Place { codes: first, scales: first_scale, text } = weights.places[&layer.weight];
+        let Operand { codes, scales } = &mut operands[usize::from(text)];
         let len = rows * layer.inputs;
         let shape = QuantizeShape { rows, width: layer.inputs, gelu };
         b.quantize_rows(&shape, x, codes.part_mut(0..len), scales.part_mut(0..rows));
-        let (first_code, first_scale) = weights.places[&layer.weight];
         let weight = Quantized {
-            codes: weights.codes.part(first_code..first_code + layer.inputs * layer.outputs),
+            codes: weights.codes.part(first..first + layer.inputs * layer.outputs),
             scales: weights.scales.part(first_scale..first_scale + layer.outputs),
         };
         let x = Quantized { codes: codes.part(0..len), scales: scales.part(0..rows) };
