@@ -574,6 +574,23 @@ enum {
     NORM_MAX_PARTS = 1024   /* not the device's number of multiprocessors: the norm has the same bits on all of them */
 };
 
+/* ---- quantize.cu ------------------------------------------------------------------------------------------------ */
+
+typedef struct QuantizeRowsParams {
+    DevicePtr x;        /* bf16 [rows, width] */
+    DevicePtr codes;    /* u8 [rows, width]: e4m3 */
+    DevicePtr scales;   /* f32 [rows] */
+    uint32_t rows;
+    uint32_t width;
+} QuantizeRowsParams;
+
+enum {
+    QUANTIZE_WIDTH = 16,        /* columns of a thread: 16 bytes of codes */
+    QUANTIZE_ROWS = 4,          /* rows a block has in flight */
+    QUANTIZE_MAX_THREADS = 640, /* 10240 columns; SD3.5-large's MLP has 9728 */
+    QUANTIZE_ANY_THREADS = 128
+};
+
 /* ---- memory.cu -------------------------------------------------------------------------------------------------- */
 
 typedef struct FillParams {

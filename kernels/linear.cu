@@ -14,6 +14,7 @@
 //   gemm_any              2 FLOPs a product, and for each 16 products of a warp 8 of its loads from shared memory, which does one
 //                         a cycle: these, 8 cycles where fp32 FMA takes 8 on an A100 and 4 on an H100
 #include "abi.h"
+#include "include/gelu.cuh"
 #include "include/reduce.cuh"
 #include "include/vector.cuh"
 
@@ -74,17 +75,6 @@ static constexpr int STEP = 16;            // depth in shared memory at a time
 static constexpr int SIDE = 16;            // threads along each side; each computes every SIDE-th row and column
 static constexpr int PER_THREAD = TILE / SIDE;
 static_assert(GEMM_ANY_THREADS == SIDE * SIDE, "a thread for every corner");
-
-// GELU in its tanh form is x s(2 sqrt(2 / pi) (x + 0.044715 x^3)), s the logistic function.
-static constexpr float GELU_LINEAR = 1.5957691216057308f;
-static constexpr float GELU_CUBIC = GELU_LINEAR * 0.044715f;
-
-__device__ __forceinline__ float gelu_gate(float x) { return 1.0f / (1.0f + __expf(-x * (GELU_LINEAR + GELU_CUBIC * x * x))); }
-
-__device__ __forceinline__ float gelu_derivative(float x) {
-    const float gate = gelu_gate(x);
-    return gate + x * gate * (1.0f - gate) * (GELU_LINEAR + 3.0f * GELU_CUBIC * x * x);
-}
 
 // Brings TILE rows by STEP columns of an operand to shared memory, depth first, zeros outside. Neighbouring threads read
 // along the rows as stored.

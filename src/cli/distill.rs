@@ -22,7 +22,7 @@ use crate::config::Config;
 use crate::data::{LatentDataset, Loader};
 use crate::device::Backend;
 use crate::format::{Dtype, Role};
-use crate::ladd::LaddConfig;
+use crate::ladd::{LaddConfig, TeacherPrecision};
 use crate::report::{Results, distillation_panels, draw_panels, save_png};
 use crate::train::checkpoint::{self, TrainingState};
 use crate::train::{DistillSettings, Distiller, QualityRecord, Record, RunFolder, StepRecord, Watch};
@@ -118,6 +118,10 @@ fn distill<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &mut RunFo
         shards => PathBuf::from(shards),
     };
     let model = teacher.model(b)?;
+    if config.ladd.teacher_precision == TeacherPrecision::Fp8 && config.ladd.adversarial_weight > 0.0 {
+        // Before minutes go into latents.
+        model.check_fp8(b, model.config().depth)?;
+    }
     let teacher_weights = teacher.weights(&model)?;
     let reached = run.latest_checkpoint()?.map_or(0, |(step, _)| step);
     let records = run.truncate_after(reached)?;

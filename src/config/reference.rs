@@ -68,6 +68,11 @@ const MEANINGS: &[(&str, &str)] = &[
     ("ladd.mismatch_weight", "Weight of real latents with another sample's prompt as further fakes; 0 turns them off."),
     ("ladd.distillation_weight", "Weight of the squared error to the real latent in the student's loss; 0 turns it off."),
     ("ladd.adversarial_weight", "Weight of the adversarial loss in the student's loss; 0 leaves a plain regression."),
+    (
+        "ladd.teacher_precision",
+        "What the judging teacher's blocks multiply in: `bf16` (fp32 on the processor), or `fp8`: the forward's products in e4m3, on a GPU of \
+         compute capability 9.0 or emulated on the processor. Latents are drawn in `bf16` always.",
+    ),
     ("optim.student.lr", "Learning rate of the student. At the demo's size 3e-4 already costs diversity."),
     ("optim.student.beta1", "Decay of the first moment."),
     ("optim.student.beta2", "Decay of the second moment."),

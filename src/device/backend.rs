@@ -13,7 +13,7 @@
 use super::packed::{PACK_BLOCK, Packing};
 use super::shapes::{
     AdalnShape, AdamwShape, AttentionShape, ConvShape, HeadLogitsShape, HingeShape, Linear, Modulation, PatchShape, QkNormShape,
-    StepValues, Stream,
+    QuantizeShape, StepValues, Stream,
 };
 use super::{DeviceError, Storage, View, ViewMut};
 use crate::flow::TimestepDistribution;
@@ -54,6 +54,15 @@ pub struct BranchGrad<'a, B: Backend> {
     pub gate: usize,
     /// Where its gradient goes `[B * N, h]`.
     pub d_y: ViewMut<'a, B::Data>,
+}
+
+/// A matrix in FP8 (see [`e4m3`](super::e4m3)), which [`Backend::quantize_rows`] makes: `code * scale` of its row.
+#[derive(Debug)]
+pub struct Quantized<'a, B: Backend> {
+    /// The codes `[rows, width]`.
+    pub codes: View<'a, B::Bytes>,
+    /// The scale of each row `[rows]`.
+    pub scales: View<'a, B::Stat>,
 }
 
 /// A moment of an optimiser.
@@ -258,6 +267,38 @@ pub trait Backend: Send + Sync + Sized + std::fmt::Debug + 'static {
         rows: usize,
         x: View<'_, Self::Data>,
         dy: View<'_, Self::Data>,
+    );
+
+    // ---- quantize: products in FP8 ------------------------------------------------------------------------------
+
+    /// `codes = e4m3(f(x) 448 / m)` and `scales = m / 448`, where `m` is the row's largest `|f(x)|` and `f` is GELU or nothing; x
+    /// and codes `[rows, width]`, scales `[rows]`. Rounds to nearest even, saturates; what is no number stays none. A row of
+    /// zeros has scale 1.
+    fn quantize_rows(
+        &self,
+        shape: &QuantizeShape,
+        x: View<'_, Self::Data>,
+        codes: ViewMut<'_, Self::Bytes>,
+        scales: ViewMut<'_, Self::Stat>,
+    );
+
+    /// Whether [`linear_fp8`](Self::linear_fp8) takes this layer and number of rows; chooses its algorithm where there is one
+    /// to choose.
+    ///
+    /// # Errors
+    /// Says what the device lacks, or which width is no multiple of [`FP8_GRANULE`](super::FP8_GRANULE).
+    fn prepare_linear_fp8(&self, layer: &Linear, rows: usize) -> Result<(), DeviceError>;
+
+    /// `y = x W^T + b` of quantised x `[rows, inputs]` and W `[outputs, inputs]`, sums in fp32; y `[rows, outputs]`. The bias
+    /// comes from `params`.
+    fn linear_fp8(
+        &self,
+        params: &Self::Data,
+        layer: &Linear,
+        rows: usize,
+        x: Quantized<'_, Self>,
+        weight: Quantized<'_, Self>,
+        y: ViewMut<'_, Self::Data>,
     );
 
     // ---- activations --------------------------------------------------------------------------------------------

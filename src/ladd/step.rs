@@ -5,10 +5,14 @@
 //! student's samples serve the heads detached and the student attached. Alternating updates run the two phases one after
 //! the other, the second with fresh draws from the updated student.
 
+use std::sync::Arc;
+
 use crate::device::{Backend, Groups, HINGE_STATS, HingeShape, PatchOrder, PatchShape, Storage, ViewMut};
 use crate::flow::philox::stream;
 use crate::ladd::LaddConfig;
-use crate::model::{Activations, Backward, Gradients, Heads, HeadsActivations, Image, ImageMut, Inputs, Keep, Mmdit, Plan, Shape};
+use crate::model::{
+    Activations, Backward, Fp8Weights, Gradients, Heads, HeadsActivations, Image, ImageMut, Inputs, Keep, Mmdit, Plan, Shape,
+};
 use crate::train::{Checkpointed, Network};
 use crate::{Error, Result};
 
@@ -112,15 +116,17 @@ struct Judge<B: Backend> {
 }
 
 impl<B: Backend> LaddStep<B> {
-    /// Plans the step for micro-batches of `shape`.
+    /// Plans the step for micro-batches of `shape`. With `teacher_fp8`, the teacher's quantised weights, its forward multiplies
+    /// in FP8.
     ///
     /// # Errors
-    /// When the settings do not fit the models, or the device's memory is exhausted.
+    /// When the settings do not fit the models, the device has no products in FP8, or its memory is exhausted.
     pub fn new(
         b: &B,
         config: &LaddConfig,
         student: &Mmdit<B>,
         teacher: &Mmdit<B>,
+        teacher_fp8: Option<&Arc<Fp8Weights<B>>>,
         heads: &Heads,
         shape: Shape,
         checkpointed: Checkpointed,
@@ -157,10 +163,15 @@ impl<B: Backend> LaddStep<B> {
             let checkpointed = checkpointed.of(blocks);
             let plan = Plan { shape: Shape { batch: samples, ..shape }, blocks, velocity: false, keep: Keep::Frozen, checkpointed };
             let backward = Plan { shape, ..plan };
-            Ok::<_, Error>(Judge {
-                teacher: (teacher.activations(b, plan)?, teacher.gradients(b, &backward)?),
-                heads: heads.activations(b, samples, grid)?,
-            })
+            let acts = match teacher_fp8 {
+                None => teacher.activations(b, plan)?,
+                Some(weights) => {
+                    // In alternating updates the student's own phase has its samples alone.
+                    teacher.prepare_fp8(b, &backward)?;
+                    teacher.activations_fp8(b, plan, weights)?
+                }
+            };
+            Ok::<_, Error>(Judge { teacher: (acts, teacher.gradients(b, &backward)?), heads: heads.activations(b, samples, grid)? })
         });
         let features = if adversarial { taps.len() } else { 0 };
         let feature_len = batch * positions * t.hidden();

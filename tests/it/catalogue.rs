@@ -1,8 +1,9 @@
 //! Every operation of the backend with operands of a given size: what the determinism tests and the benchmarks run.
 
 use ladd_fast::device::{
-    ADAMW_COUNTERS, AdalnShape, AdamwShape, AdamwState, AttentionShape, Backend, Branch, BranchGrad, ConvShape, Groups, HINGE_STATS,
-    HeadLogitsShape, HingeShape, Linear, Modulation, Moment, NormGrad, NormOut, PatchOrder, PatchShape, QkNormShape, StepValues, Storage,
+    ADAMW_COUNTERS, AdalnShape, AdamwShape, AdamwState, AttentionShape, Backend, Branch, BranchGrad, ConvShape, FP8_GRANULE, Groups,
+    HINGE_STATS, HeadLogitsShape, HingeShape, Linear, Modulation, Moment, NormGrad, NormOut, PatchOrder, PatchShape, QkNormShape,
+    QuantizeShape, Quantized, StepValues, Storage,
 };
 use ladd_fast::flow::TimestepDistribution;
 use ladd_fast::ladd::AdversarialLoss;
@@ -170,6 +171,7 @@ pub fn entries<B: Backend>(b: &B, sizes: Sizes) -> Vec<Entry<'_, B>> {
     let mut all = Vec::new();
     let of = &mut List { b, s: sizes, all: &mut all };
     linear(of);
+    quantize(of);
     activations(of);
     attention(of);
     qk_norm(of);
@@ -248,6 +250,46 @@ fn linear<B: Backend>(of: &mut List<'_, '_, B>) {
         move |read_| {
             b.linear_backward_weight(&mut grads, &up, rows, x.all(), dy.all());
             read_stat(b, read_, &[&grads])
+        }
+    });
+}
+
+/// Products in FP8, where the device has them. Codes are a quarter of an fp32 value.
+fn quantize<B: Backend>(of: &mut List<'_, '_, B>) {
+    let (b, rows) = (of.b, of.s.rows());
+    let h = of.s.hidden().next_multiple_of(FP8_GRANULE);
+    let wide = MLP_RATIO * h;
+    let read_bytes = move |wanted: bool, codes: &B::Bytes| -> Vec<f32> {
+        let codes = if wanted { b.download_bytes(codes.all()).unwrap() } else { Vec::new() };
+        codes.into_iter().map(f32::from).collect()
+    };
+    for (name, width, gelu) in [("quantize_rows", h, false), ("quantize_rows_gelu", wide, true)] {
+        let n = rows * width;
+        of.add(name, traffic(n, n / 4 + rows), move |m| {
+            let (x, mut codes, mut scales) = (m.data(n), b.alloc_bytes(n).unwrap(), m.stat(rows));
+            let shape = QuantizeShape { rows, width, gelu };
+            move |read_| {
+                b.quantize_rows(&shape, x.all(), codes.all_mut(), scales.all_mut());
+                [read_bytes(read_, &codes), read_stat(b, read_, &[&scales])].concat()
+            }
+        });
+    }
+    let (up, len) = layer(h, wide);
+    if b.prepare_linear_fp8(&up, rows).is_err() {
+        return;
+    }
+    of.add("linear_fp8", Work::Flops(2 * rows * h * wide), move |m| {
+        let (params, x, mut y) = (m.data(len), m.data(rows * h), m.data(rows * wide));
+        let [(x_codes, x_scales), (w_codes, w_scales)] = [(rows, x.all()), (wide, params.part(0..wide * h))].map(|(rows, x)| {
+            let (mut codes, mut scales) = (b.alloc_bytes(rows * h).unwrap(), b.alloc_stat(rows).unwrap());
+            b.quantize_rows(&QuantizeShape { rows, width: h, gelu: false }, x, codes.all_mut(), scales.all_mut());
+            (codes, scales)
+        });
+        move |read_| {
+            let [x, weight] = [(&x_codes, &x_scales), (&w_codes, &w_scales)]
+                .map(|(codes, scales)| Quantized::<B> { codes: codes.all(), scales: scales.all() });
+            b.linear_fp8(&params, &up, rows, x, weight, y.all_mut());
+            read(b, read_, &[&y])
         }
     });
 }

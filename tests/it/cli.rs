@@ -216,6 +216,26 @@ fn a_whole_run_leaves_everything_behind() {
     assert!(out.join("results.json").is_file());
 }
 
+/// With the teacher judging in FP8: other gradients, so another student, and the settings say so.
+#[test]
+fn a_teacher_may_judge_in_fp8() {
+    let folder = TempDir::new().unwrap();
+    let student = |name: &str, precision: &str| {
+        let run = folder.path().join(name);
+        let set = format!("ladd.teacher_precision={precision}");
+        let device = if name.contains("emulated") { "emulated" } else { "cpu" };
+        succeed(&distill(run.to_str().unwrap(), &["--set", "distill.control=false", "--set", &set, "--device", device]));
+        assert!(text(&bytes(&run, "config.toml")).contains(&format!("teacher_precision = \"{precision}\"")));
+        bytes(&run, "student/student.safetensors")
+    };
+    let fp8 = student("fp8", "fp8");
+    assert!(fp8 == student("again", "fp8"), "the same settings, another student");
+    assert!(fp8 != student("bf16", "bf16"), "another precision, the same student");
+    student("emulated", "fp8");
+    let wrong = refuse(&distill("unused", &["--set", "ladd.teacher_precision=fp4"]));
+    assert!(wrong.contains("ladd.teacher_precision") && wrong.contains("fp4") && wrong.contains("`bf16` or `fp8`"), "{wrong}");
+}
+
 #[test]
 fn the_same_seed_gives_the_same_bytes_on_any_number_of_threads() {
     let folder = TempDir::new().unwrap();

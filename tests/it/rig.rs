@@ -1,6 +1,8 @@
 //! A network on a bench: runs forward and backward from host values to host values, after a first pass of nothing but
 //! not-a-numbers, so that whatever a pass keeps or reuses without writing it shows.
 
+use std::sync::Arc;
+
 use ladd_fast::device::{Backend, PatchOrder, PatchShape, Storage};
 use ladd_fast::flow::philox::fill_normals;
 use ladd_fast::model::{Backward, Image, ImageMut, Inputs, Keep, Mmdit, ModelConfig, Plan, Shape};
@@ -43,6 +45,8 @@ pub struct Options {
     pub checkpointed: usize,
     /// No gradients of weights.
     pub frozen: bool,
+    /// The products of the forward in FP8; only of a frozen network.
+    pub fp8: bool,
     /// Samples that take part in the backward: the first ones.
     pub batch: usize,
     /// How many more samples the buffers are planned for.
@@ -162,7 +166,15 @@ impl<'a, B: Backend> Rig<'a, B> {
 
     /// All blocks, nothing saved, trained, the whole batch.
     pub fn whole(&self, inputs: &HostInputs) -> Options {
-        Options { blocks: self.model.config().depth, checkpointed: 0, frozen: false, batch: inputs.shape.batch, spare: 0, tokens: false }
+        Options {
+            blocks: self.model.config().depth,
+            checkpointed: 0,
+            frozen: false,
+            fp8: false,
+            batch: inputs.shape.batch,
+            spare: 0,
+            tokens: false,
+        }
     }
 
     /// The velocity alone, as a sampler computes it.
@@ -193,7 +205,13 @@ impl<'a, B: Backend> Rig<'a, B> {
         let poison_upstream = upstream.map(all);
         let keep = if options.frozen { Keep::Frozen } else { Keep::Everything };
         let plan = Plan { shape: poison.shape, blocks: options.blocks, velocity, keep, checkpointed: options.checkpointed };
-        let mut acts = self.model.activations(b, plan).unwrap();
+        let mut acts = match options.fp8 {
+            false => self.model.activations(b, plan).unwrap(),
+            true => {
+                let weights = Arc::new(self.model.quantize(b, &self.params, options.blocks).unwrap());
+                self.model.activations_fp8(b, plan, &weights).unwrap()
+            }
+        };
         let mut room = self.model.gradients(b, &plan).unwrap();
         let mut results = None;
         for (inputs, upstream, batch) in [(&poison, &poison_upstream, poison.shape.batch), (inputs, upstream, options.batch)] {

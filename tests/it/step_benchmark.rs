@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ladd_fast::device::cpu::Cpu;
 use ladd_fast::device::cuda::Cuda;
-use ladd_fast::device::cuda::driver::{Address, Driver, Gemm, Grid, Kernel, Properties, Recorded, TensorMap, TensorSpec};
+use ladd_fast::device::cuda::driver::{Address, Driver, Gemm, GemmFp8, Grid, Kernel, Properties, Recorded, TensorMap, TensorSpec};
 use ladd_fast::device::cuda::emulated::{Emulated, Schedule};
 use ladd_fast::device::{Backend, DeviceError};
 
@@ -37,6 +37,15 @@ impl Driver for Counting {
     fn gemm(&self, gemm: &Gemm) -> Result<(), DeviceError> {
         self.flops.fetch_add(2 * (gemm.rows * gemm.columns * gemm.depth) as u64, Ordering::Relaxed);
         self.inner.gemm(gemm)
+    }
+
+    fn prepare_gemm_fp8(&self, rows: usize, columns: usize, depth: usize) -> Result<(), DeviceError> {
+        self.inner.prepare_gemm_fp8(rows, columns, depth)
+    }
+
+    fn gemm_fp8(&self, gemm: &GemmFp8) -> Result<(), DeviceError> {
+        self.flops.fetch_add(2 * (gemm.rows * gemm.columns * gemm.depth) as u64, Ordering::Relaxed);
+        self.inner.gemm_fp8(gemm)
     }
 
     fn properties(&self) -> &Properties {

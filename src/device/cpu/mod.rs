@@ -16,6 +16,7 @@ mod linear;
 mod matmul;
 mod patchify;
 mod qk_norm;
+mod quantize;
 mod real;
 mod reduce;
 
@@ -24,9 +25,10 @@ use std::sync::Mutex;
 pub use real::Real;
 
 use super::shapes::{
-    AdalnShape, AdamwShape, AttentionShape, ConvShape, HeadLogitsShape, HingeShape, Linear, PatchShape, QkNormShape, StepValues, Stream,
+    AdalnShape, AdamwShape, AttentionShape, ConvShape, HeadLogitsShape, HingeShape, Linear, PatchShape, QkNormShape, QuantizeShape,
+    StepValues, Stream,
 };
-use super::{AdamwState, Backend, Branch, BranchGrad, DeviceError, NormGrad, NormOut, Storage, View, ViewMut};
+use super::{AdamwState, Backend, Branch, BranchGrad, DeviceError, NormGrad, NormOut, Quantized, Storage, View, ViewMut};
 use crate::flow::TimestepDistribution;
 
 /// Elements of one task of an elementwise operation: 32 KB of f32, which stays in the first cache with its operands.
@@ -233,6 +235,29 @@ impl<T: Real> Backend for Cpu<T> {
 
     fn linear_backward_weight(&self, grads: &mut Buffer<T>, layer: &Linear, rows: usize, x: In<'_, T>, dy: In<'_, T>) {
         linear::linear_backward_weight(grads, layer, rows, x.slice(), dy.slice());
+    }
+
+    fn quantize_rows(&self, shape: &QuantizeShape, x: In<'_, T>, codes: ViewMut<'_, Buffer<u8>>, scales: Out<'_, T>) {
+        quantize::quantize_rows(shape, x.slice(), codes.slice(), scales.slice());
+    }
+
+    fn prepare_linear_fp8(&self, layer: &Linear, _: usize) -> Result<(), DeviceError> {
+        layer.check_fp8(&self.name())
+    }
+
+    fn linear_fp8(
+        &self,
+        params: &Buffer<T>,
+        layer: &Linear,
+        rows: usize,
+        x: Quantized<'_, Self>,
+        weight: Quantized<'_, Self>,
+        y: Out<'_, T>,
+    ) {
+        let (inputs, outputs) = (layer.inputs, layer.outputs);
+        let x = (&x.codes.slice()[..rows * inputs], &x.scales.slice()[..rows]);
+        let weight = (&weight.codes.slice()[..outputs * inputs], &weight.scales.slice()[..outputs]);
+        self.with_scratch((rows + outputs) * inputs, |room| quantize::linear_fp8(params, layer, rows, x, weight, y.slice(), room));
     }
 
     fn silu(&self, x: In<'_, T>, y: Out<'_, T>) {

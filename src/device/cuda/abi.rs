@@ -549,6 +549,20 @@ pub const NORM_MAX_PARTS: _bindgen_ty_17 = 1024;
 pub type _bindgen_ty_17 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct QuantizeRowsParams {
+    pub x: DevicePtr,
+    pub codes: DevicePtr,
+    pub scales: DevicePtr,
+    pub rows: u32,
+    pub width: u32,
+}
+pub const QUANTIZE_WIDTH: _bindgen_ty_18 = 16;
+pub const QUANTIZE_ROWS: _bindgen_ty_18 = 4;
+pub const QUANTIZE_MAX_THREADS: _bindgen_ty_18 = 640;
+pub const QUANTIZE_ANY_THREADS: _bindgen_ty_18 = 128;
+pub type _bindgen_ty_18 = ::std::os::raw::c_uint;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct FillParams {
     pub len: u64,
     pub out: DevicePtr,
@@ -562,5 +576,5 @@ pub struct CastParams {
     pub x: DevicePtr,
     pub out: DevicePtr,
 }
-pub const MEMORY_THREADS: _bindgen_ty_18 = 256;
-pub type _bindgen_ty_18 = ::std::os::raw::c_uint;
+pub const MEMORY_THREADS: _bindgen_ty_19 = 256;
+pub type _bindgen_ty_19 = ::std::os::raw::c_uint;

@@ -106,6 +106,30 @@ pub struct Gemm {
     pub epilogue: Epilogue,
 }
 
+/// `out = (a bᵀ) a_scale b_scale + bias` with e4m3 operands, both row-major without gaps and with a scale for each row; sums in
+/// fp32, `out` bf16 `[rows, columns]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GemmFp8 {
+    /// Rows of the result.
+    pub rows: usize,
+    /// Columns of the result.
+    pub columns: usize,
+    /// Length of the sums.
+    pub depth: usize,
+    /// Codes `[rows, depth]`.
+    pub a: Address,
+    /// Their scales `[rows]`, fp32.
+    pub a_scales: Address,
+    /// Codes `[columns, depth]`.
+    pub b: Address,
+    /// Their scales `[columns]`, fp32.
+    pub b_scales: Address,
+    /// The bias `[columns]`, bf16.
+    pub bias: Address,
+    /// The result.
+    pub out: Address,
+}
+
 /// A tensor for the copy engine (TMA): up to five dimensions, innermost first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorSpec {
@@ -142,6 +166,12 @@ pub struct Properties {
 }
 
 impl Properties {
+    /// Why no product in FP8 is possible here, if so. What newer GPUs can do is cuBLASLt's to say.
+    pub fn lacks_fp8(&self) -> Option<String> {
+        let (major, minor) = self.capability;
+        (self.capability < (8, 9)).then(|| format!("tensor cores multiply FP8 from compute capability 8.9 on, this is {major}.{minor}"))
+    }
+
     /// Whether the kernels for Hopper (`sm_90a`: TMA, wgmma) run here.
     pub fn hopper(&self) -> bool {
         self.capability == (9, 0)
@@ -206,6 +236,18 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// When the file cannot be read or is damaged.
     fn keep_algorithms(&self, file: &Path) -> crate::Result<Option<String>>;
+
+    /// Chooses how products in FP8 of this size are computed; addresses are not looked at.
+    ///
+    /// # Errors
+    /// Says why there is no way.
+    fn prepare_gemm_fp8(&self, rows: usize, columns: usize, depth: usize) -> Result<(), DeviceError>;
+
+    /// Queues a product in FP8.
+    ///
+    /// # Errors
+    /// When there is no way to compute it.
+    fn gemm_fp8(&self, gemm: &GemmFp8) -> Result<(), DeviceError>;
 
     /// Encodes a tensor map.
     ///

@@ -28,16 +28,17 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 
 use abi::StepParams;
-use driver::{Address, Driver, Gemm, Grid, Kernel, LANES, Properties, Recorded, TensorMap, TensorSpec};
+use driver::{Address, Driver, Gemm, GemmFp8, Grid, Kernel, LANES, Properties, Recorded, TensorMap, TensorSpec};
 pub use memory::Buffer;
 use memory::Located;
 use ops::{In, Out, StatIn, StatOut};
 use policy::Choices;
 
 use super::shapes::{
-    AdalnShape, AdamwShape, AttentionShape, ConvShape, HeadLogitsShape, HingeShape, Linear, PatchShape, QkNormShape, StepValues, Stream,
+    AdalnShape, AdamwShape, AttentionShape, ConvShape, HeadLogitsShape, HingeShape, Linear, PatchShape, QkNormShape, QuantizeShape,
+    StepValues, Stream,
 };
-use super::{AdamwState, Backend, Branch, BranchGrad, DeviceError, NormGrad, NormOut, Storage, View, ViewMut};
+use super::{AdamwState, Backend, Branch, BranchGrad, DeviceError, NormGrad, NormOut, Quantized, Storage, View, ViewMut};
 use crate::flow::TimestepDistribution;
 
 /// Blocks per multiprocessor of a grid that strides over its data: enough to fill the device, few enough that each
@@ -198,6 +199,13 @@ impl Cuda {
     fn gemm(&self, gemm: &Gemm) {
         if self.check().is_ok() {
             self.note(self.driver.gemm(gemm));
+        }
+    }
+
+    /// Queues a product in FP8.
+    fn gemm_fp8(&self, gemm: &GemmFp8) {
+        if self.check().is_ok() {
+            self.note(self.driver.gemm_fp8(gemm));
         }
     }
 
@@ -420,6 +428,26 @@ impl Backend for Cuda {
 
     fn linear_backward_weight(&self, grads: &mut Buffer<f32>, layer: &Linear, rows: usize, x: In<'_>, dy: In<'_>) {
         ops::linear::linear_backward_weight(self, grads, layer, rows, x, dy);
+    }
+
+    fn quantize_rows(&self, shape: &QuantizeShape, x: In<'_>, codes: ViewMut<'_, Buffer<u8>>, scales: StatOut<'_>) {
+        ops::quantize::quantize_rows(self, shape, x, codes, scales);
+    }
+
+    fn prepare_linear_fp8(&self, layer: &Linear, rows: usize) -> Result<(), DeviceError> {
+        ops::quantize::prepare_linear_fp8(self, layer, rows)
+    }
+
+    fn linear_fp8(
+        &self,
+        params: &Buffer<bf16>,
+        layer: &Linear,
+        rows: usize,
+        x: Quantized<'_, Cuda>,
+        weight: Quantized<'_, Cuda>,
+        y: Out<'_>,
+    ) {
+        ops::quantize::linear_fp8(self, params, layer, rows, x, weight, y);
     }
 
     fn silu(&self, x: In<'_>, y: Out<'_>) {

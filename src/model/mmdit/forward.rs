@@ -2,10 +2,11 @@
 //! that the next block, or the final layer, reads). Between the attentions image and text go their own ways, side by side
 //! where the device can ([`Backend::parallel`]).
 
-use crate::device::{Backend, Branch, NormOut, PatchOrder, Storage, View, ViewMut};
+use crate::device::{Backend, Branch, Linear, NormOut, PatchOrder, Storage, View, ViewMut};
 use crate::model::Mmdit;
 
 use super::activations::{Activations, AttentionActivations, Dims, StreamActivations, StreamOperands, Streams};
+use super::fp8::{Fp8, StreamFp8};
 use super::layout::{AttentionLayout, BlockLayout, StreamLayout};
 
 /// Latents, or the tokens that a network makes of them: channel first where it reads them, channel last where it writes its
@@ -154,22 +155,33 @@ impl<B: Backend> Mmdit<B> {
         let (norms, qkv) = (&acts.norms[slots.operands.of(i)], &mut acts.qkv[slots.qkv.of(i)]);
         let (block, operands) = (&mut acts.blocks[slots.kept.of(i)], &mut acts.operands[slots.operands.of(i)]);
         let stream = slots.streams.of(i);
+        let [mut image_products, mut text_products] = Products::of_streams(b, params, acts.fp8.as_mut());
 
-        attend(b, params, d, batch, [&layout.image.attn, &layout.text.attn], norms, text_out, qkv, &mut block.attn);
+        attend(
+            &mut image_products,
+            &mut text_products,
+            d,
+            batch,
+            [&layout.image.attn, &layout.text.attn],
+            norms,
+            text_out,
+            qkv,
+            &mut block.attn,
+        );
         let table = Some(acts.table.all());
         let mut of_image = |_: &mut ()| {
             let mut branches = Vec::with_capacity(2);
             let StreamOperands { proj, norm, .. } = &mut operands.image;
             if let Some(layer) = &layout.image.attn.proj {
-                b.linear(params, layer, batch * d.image, block.attn.out_image.all(), proj.all_mut(), false);
+                image_products.linear(layer, batch * d.image, &block.attn.out_image, proj);
             }
             branches.push(Branch { y: proj.all(), gate: layout.image.attention_gate() });
             if let (Some(attn2), Some(kept), Some(norm2), Some(qkv2), Some(proj2)) =
                 (&layout.image.attn2, &mut block.attn2, &norms.image2, &mut qkv.image2, &mut operands.proj2)
             {
-                attend2(b, params, d, batch, attn2, norm2, qkv2, kept);
+                attend2(&mut image_products, d, batch, attn2, norm2, qkv2, kept);
                 if let Some(proj) = &attn2.proj {
-                    b.linear(params, proj, batch * d.image, kept.out_image.all(), proj2.all_mut(), false);
+                    image_products.linear(proj, batch * d.image, &kept.out_image, proj2);
                 }
                 branches.push(Branch { y: proj2.all(), gate: layout.image.attention2_gate() });
             }
@@ -177,18 +189,18 @@ impl<B: Backend> Mmdit<B> {
             let mut outputs = [NormOut { out: norm.all_mut(), modulation: Some(layout.image.before_mlp()) }];
             let shape = d.adaln(batch, d.image);
             b.adaln(&shape, acts.image[stream].all(), &branches, table, Some(mid.all_mut()), &mut outputs, Some(stats));
-            mlp(b, params, &layout.image, batch * d.image, &mut operands.image, &mut block.image.pre);
+            image_products.mlp(&layout.image, batch * d.image, &mut operands.image, &mut block.image.pre);
         };
         let (true, Some(kept), Some(text), Some(proj)) = (text_out, &mut block.text, &mut operands.text, &layout.text.attn.proj) else {
             return of_image(&mut ());
         };
         let of_text = |_: &mut ()| {
-            b.linear(params, proj, batch * d.text, block.attn.out_text.all(), text.proj.all_mut(), false);
+            text_products.linear(proj, batch * d.text, &block.attn.out_text, &mut text.proj);
             let branches = [Branch { y: text.proj.all(), gate: layout.text.attention_gate() }];
             let mut outputs = [NormOut { out: text.norm.all_mut(), modulation: Some(layout.text.before_mlp()) }];
             let (shape, StreamActivations { mid, stats, pre }) = (d.adaln(batch, d.text), kept);
             b.adaln(&shape, acts.text[stream].all(), &branches, table, Some(mid.all_mut()), &mut outputs, Some(stats));
-            mlp(b, params, &layout.text, batch * d.text, text, pre);
+            text_products.mlp(&layout.text, batch * d.text, text, pre);
         };
         b.parallel(&mut (), of_image, of_text);
     }
@@ -238,8 +250,8 @@ fn image_norms<'a, B: Backend>(layout: &BlockLayout, image: &'a mut B::Data, ima
 
 /// Joint attention of both streams, image and text.
 fn attend<B: Backend>(
-    b: &B,
-    params: &B::Data,
+    image_products: &mut Products<'_, B>,
+    text_products: &mut Products<'_, B>,
     d: &Dims,
     batch: usize,
     [image, text]: [&AttentionLayout; 2],
@@ -249,12 +261,13 @@ fn attend<B: Backend>(
     kept: &mut AttentionActivations<B>,
 ) {
     let AttentionActivations { rstd_image, rstd_text, q, k, v, lse, out_image, out_text } = kept;
+    let (b, params) = (image_products.b, image_products.params);
     let of_image = |[q, k, v]: &mut [&mut B::Data; 3]| {
-        b.linear(params, &image.qkv, batch * d.image, norms.image.all(), qkv.image.all_mut(), false);
+        image_products.linear(&image.qkv, batch * d.image, &norms.image, &mut qkv.image);
         b.qk_norm(params, &d.image_qk(batch, image, true), qkv.image.all(), q, k, v, rstd_image);
     };
     let of_text = |[q, k, v]: &mut [&mut B::Data; 3]| {
-        b.linear(params, &text.qkv, batch * d.text, norms.text.all(), qkv.text.all_mut(), false);
+        text_products.linear(&text.qkv, batch * d.text, &norms.text, &mut qkv.text);
         b.qk_norm(params, &d.text_qk(batch, text), qkv.text.all(), q, k, v, rstd_text);
     };
     // Each writes the rows of its own tokens.
@@ -264,8 +277,7 @@ fn attend<B: Backend>(
 
 /// The image-only attention of SD3.5-medium.
 fn attend2<B: Backend>(
-    b: &B,
-    params: &B::Data,
+    products: &mut Products<'_, B>,
     d: &Dims,
     batch: usize,
     layout: &AttentionLayout,
@@ -274,15 +286,46 @@ fn attend2<B: Backend>(
     kept: &mut AttentionActivations<B>,
 ) {
     let AttentionActivations { rstd_image, q, k, v, lse, out_image, .. } = kept;
-    b.linear(params, &layout.qkv, batch * d.image, norm.all(), qkv.all_mut(), false);
+    let (b, params) = (products.b, products.params);
+    products.linear(&layout.qkv, batch * d.image, norm, qkv);
     b.qk_norm(params, &d.image_qk(batch, layout, false), qkv.all(), q, k, v, rstd_image);
     b.attention(&d.attention2(batch), [&*q, &*k, &*v], out_image, None, lse);
 }
 
-fn mlp<B: Backend>(b: &B, params: &B::Data, layout: &StreamLayout, rows: usize, stream: &mut StreamOperands<B>, pre: &mut B::Data) {
-    if let Some((fc1, fc2)) = &layout.mlp {
-        let StreamOperands { norm, act, y, .. } = stream;
-        b.linear_gelu(params, fc1, rows, norm.all(), pre.all_mut(), act.all_mut());
-        b.linear(params, fc2, rows, act.all(), y.all_mut(), false);
+/// The products of one stream of a block, in the compute type or in FP8.
+struct Products<'a, B: Backend> {
+    b: &'a B,
+    params: &'a B::Data,
+    fp8: Option<StreamFp8<'a, B>>,
+}
+
+impl<'a, B: Backend> Products<'a, B> {
+    /// The image's and the text's.
+    fn of_streams(b: &'a B, params: &'a B::Data, fp8: Option<&'a mut Fp8<B>>) -> [Self; 2] {
+        let streams = fp8.map_or([None, None], |fp8| fp8.streams().map(Some));
+        streams.map(|fp8| Self { b, params, fp8 })
+    }
+
+    /// `y = x W^T + b`.
+    fn linear(&mut self, layer: &Linear, rows: usize, x: &B::Data, y: &mut B::Data) {
+        match &mut self.fp8 {
+            None => self.b.linear(self.params, layer, rows, x.all(), y.all_mut(), false),
+            Some(fp8) => fp8.linear(self.b, self.params, layer, rows, x.all(), false, y),
+        }
+    }
+
+    /// `y = gelu(x W1^T + b1) W2^T + b2`, keeping what GELU is applied to.
+    fn mlp(&mut self, layout: &StreamLayout, rows: usize, stream: &mut StreamOperands<B>, pre: &mut B::Data) {
+        let (Some((fc1, fc2)), StreamOperands { norm, act, y, .. }) = (&layout.mlp, stream) else { return };
+        match &mut self.fp8 {
+            None => {
+                self.b.linear_gelu(self.params, fc1, rows, norm.all(), pre.all_mut(), act.all_mut());
+                self.b.linear(self.params, fc2, rows, act.all(), y.all_mut(), false);
+            }
+            Some(fp8) => {
+                fp8.linear(self.b, self.params, fc1, rows, norm.all(), false, pre);
+                fp8.linear(self.b, self.params, fc2, rows, pre.all(), true, y);
+            }
+        }
     }
 }

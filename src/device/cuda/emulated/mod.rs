@@ -3,6 +3,7 @@
 
 mod branches;
 mod gemm;
+mod gemm_fp8;
 mod library;
 
 use std::collections::HashMap;
@@ -17,7 +18,7 @@ pub use branches::Order;
 use branches::{Accesses, Fork};
 use library::Library;
 
-use super::driver::{Address, Driver, Gemm, Grid, Kernel, LANES, Properties, Recorded, TensorMap, TensorSpec};
+use super::driver::{Address, Driver, Gemm, GemmFp8, Grid, Kernel, LANES, Properties, Recorded, TensorMap, TensorSpec};
 use crate::device::DeviceError;
 use crate::device::cuda::algorithms::{Algorithm, Kept};
 
@@ -74,6 +75,7 @@ enum Queued {
     Copy { from: Address, to: Address, bytes: usize },
     Launch { kernel: Kernel, grid: Grid, parameters: Vec<Vec<u8>> },
     Gemm(Gemm),
+    GemmFp8(GemmFp8),
     Fork(Fork),
 }
 
@@ -83,6 +85,7 @@ impl Queued {
             Self::Copy { bytes, .. } => format!("a copy of {bytes} bytes"),
             Self::Launch { kernel, .. } => kernel.name.to_owned(),
             Self::Gemm(gemm) => format!("a matrix product of {} x {} x {}", gemm.rows, gemm.columns, gemm.depth),
+            Self::GemmFp8(gemm) => format!("a matrix product in FP8 of {} x {} x {}", gemm.rows, gemm.columns, gemm.depth),
             Self::Fork(_) => "branches".to_owned(),
         }
     }
@@ -268,6 +271,7 @@ impl Emulated {
             Queued::Copy { from, to, bytes } => self.run_copy(*from, *to, *bytes),
             Queued::Launch { kernel, grid, parameters } => self.run_launch(*kernel, grid, parameters),
             Queued::Gemm(gemm) => gemm::run(self, gemm),
+            Queued::GemmFp8(gemm) => gemm_fp8::run(self, gemm),
             Queued::Fork(fork) => self.run_fork(fork),
         }
     }
@@ -436,6 +440,14 @@ impl Driver for Emulated {
         let (kept, warning) = Kept::open(file, &self.properties.name, 0)?;
         *self.algorithms.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
         Ok(warning)
+    }
+
+    fn prepare_gemm_fp8(&self, _: usize, columns: usize, depth: usize) -> Result<(), DeviceError> {
+        gemm_fp8::prepare(self, columns, depth)
+    }
+
+    fn gemm_fp8(&self, gemm: &GemmFp8) -> Result<(), DeviceError> {
+        self.queue(Queued::GemmFp8(*gemm))
     }
 
     fn tensor_map(&self, spec: &TensorSpec) -> Result<TensorMap, DeviceError> {

@@ -26,6 +26,8 @@ pub struct Blas {
     /// Products of different lanes run side by side: each lane has its own.
     workspaces: [Address; LANES],
     plans: HashMap<Key, Plan>,
+    /// Those of products in FP8, by rows, columns and length of the sums.
+    fp8: HashMap<[usize; 3], Plan>,
 }
 
 // SAFETY: the handle and the descriptors may be used from any thread, one at a time: `Blas` stands behind a mutex.
@@ -86,6 +88,8 @@ macro_rules! set {
     }};
 }
 
+mod fp8;
+
 impl Blas {
     /// Opens cuBLASLt.
     ///
@@ -106,7 +110,7 @@ impl Blas {
         for workspace in &mut workspaces {
             *workspace = arena.allocate(stream, WORKSPACE, device)?;
         }
-        Ok(Self { handle, workspaces, plans: HashMap::new() })
+        Ok(Self { handle, workspaces, plans: HashMap::new(), fp8: HashMap::new() })
     }
 
     /// Version of the library, as it tells it.
@@ -254,6 +258,7 @@ impl Blas {
     /// Gives descriptors and handle back; nothing queued may use them. The workspaces are the arena's.
     pub fn release(&mut self) {
         self.forget();
+        self.fp8.drain().for_each(|(_, plan)| plan.release());
         // SAFETY: made by `new`, destroyed once.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
@@ -262,7 +267,7 @@ impl Blas {
 impl Plan {
     /// Gives the descriptors back.
     fn release(self) {
-        // SAFETY: made by `Blas::plan`, destroyed once: products that were queued keep nothing of them.
+        // SAFETY: made with the plan, destroyed once: products that were queued keep nothing of them.
         unsafe {
             let _ = result::destroy_matmul_desc(self.product);
             for layout in [self.a, self.b, self.out] {

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 
 use cudarc::driver::{CudaContext, DriverError, result, sys};
 
-use super::driver::{Address, Driver, Element, Gemm, Grid, Kernel, LANES, Properties, Recorded, TensorMap, TensorSpec};
+use super::driver::{Address, Driver, Element, Gemm, GemmFp8, Grid, Kernel, LANES, Properties, Recorded, TensorMap, TensorSpec};
 use crate::device::DeviceError;
 use crate::device::cuda::algorithms::Kept;
 use arena::Arena;
@@ -283,6 +283,22 @@ impl Driver for Real {
             *algorithms = Some(kept);
         }
         Ok(warning)
+    }
+
+    fn prepare_gemm_fp8(&self, rows: usize, columns: usize, depth: usize) -> Result<(), DeviceError> {
+        let no_fp8 = |cause: String| DeviceError::no_fp8(&self.properties.name, cause);
+        if let Some(lack) = self.properties.lacks_fp8() {
+            return Err(no_fp8(lack));
+        }
+        self.enter("a matrix product")?;
+        let Ok(mut blas) = self.blas.lock() else { return Err(self.refused("a matrix product", "another thread panicked")) };
+        blas.prepare_fp8([rows, columns, depth]).map_err(no_fp8)
+    }
+
+    fn gemm_fp8(&self, gemm: &GemmFp8) -> Result<(), DeviceError> {
+        self.enter("a matrix product")?;
+        let Ok(mut blas) = self.blas.lock() else { return Err(self.refused("a matrix product", "another thread panicked")) };
+        blas.run_fp8(gemm, self.branches.stream(), self.branches.lane()).map_err(|cause| self.refused(&format!("{gemm:?}"), cause))
     }
 
     fn tensor_map(&self, spec: &TensorSpec) -> Result<TensorMap, DeviceError> {
