@@ -2,9 +2,12 @@
 //
 //   codes = e4m3(f(x) 448 / m)   scales = m / 448   m the row's largest |f(x)|, f nothing or GELU (`_gelu`)
 //
-// bf16 in, one byte a value and one fp32 scale a row out, all overwritten. GELU is rounded to bf16, as where it is stored. Reads
-// each value once: 3 bytes a value, bound by memory; 8 FLOPs a value, GELU 10 and two special functions more. A row of zeros
-// has scale 1; what is no number stays none. Called by src/device/cuda/ops/quantize.rs.
+// bf16 in, one byte a value and one fp32 scale a row out, all overwritten. GELU is rounded to bf16, as where it is stored. A row
+// of zeros has scale 1; what is no number stays none. Called by src/device/cuda/ops/quantize.rs.
+//
+// Floors
+//   quantize_rows        3 bytes a value, 8 FLOPs: memory
+//   quantize_rows_gelu   3 bytes a value, 18 FLOPs and two special functions: memory
 #include "abi.h"
 #include "include/e4m3.cuh"
 #include "include/gelu.cuh"
