@@ -24,7 +24,7 @@ use ladd_fast::flow::philox::stream;
 use ladd_fast::format::{Checkpoint, SafetensorsFile};
 use ladd_fast::ladd::{HostBatch, LaddConfig, TeacherPrecision};
 use ladd_fast::model::mmdit::POS_EMBED;
-use ladd_fast::model::{Heads, HeadsShape, Inputs, Keep, Mmdit, Plan, Shape};
+use ladd_fast::model::{Heads, HeadsShape, Image, Inputs, Keep, Mmdit, Plan, Shape};
 use ladd_fast::report::{Across, Panel, Series, Stroke, draw_panels, save_png};
 use ladd_fast::train::{Checkpointing, DistillSettings, Distiller, MicroBatch, OptimConfig};
 use ladd_fast::{Error, Result};
@@ -174,7 +174,7 @@ fn judge<B: Backend>(b: &B, scene: &Scene, heads_weights: &[f32], fp8: bool) -> 
     };
     let (latent, t) = (stat(b, &scene.x_t)?, stat(b, &scene.t_hat)?);
     let (context, pooled) = (data(b, &scene.context)?, data(b, &scene.pooled)?);
-    let inputs = Inputs { batch: shape.batch, latent: latent.all(), t: t.all(), context: context.all(), pooled: pooled.all() };
+    let inputs = Inputs { batch: shape.batch, image: Image::Latent(latent.all()), t: t.all(), context: context.all(), pooled: pooled.all() };
     model.forward(b, &params, &inputs, &mut acts, None);
     let features: Vec<&B::Data> = (0..blocks).map(|block| acts.feature(block)).collect();
     let (rows, columns) = acts.grid();

@@ -165,7 +165,7 @@ fn networks_that_do_not_fit_each_other_are_refused() {
         (ModelConfig { patch: 1, ..teacher.clone() }, "the student's patch is 1, the teacher's 2"),
         (ModelConfig { pooled_dim: 6, ..teacher.clone() }, "the student's pooled_dim is 6, the teacher's 5"),
     ] {
-        let step = LaddStep::new(&b, &ladd, &model(&student), &model(&teacher), &heads, shape, Checkpointed::NONE);
+        let step = LaddStep::new(&b, &ladd, &model(&student), &model(&teacher), None, &heads, shape, Checkpointed::NONE);
         let error = step.map(drop).unwrap_err().to_string();
         assert!(error.contains(said), "{error}");
     }
