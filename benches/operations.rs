@@ -14,7 +14,7 @@ use ladd_fast::device::cpu::{Buffer, Cpu};
 use ladd_fast::device::{Backend, Storage};
 use ladd_fast::flow::philox::fill_normals;
 use ladd_fast::model::mmdit::sinusoidal_grid;
-use ladd_fast::model::{Backward, Inputs, Keep, Mmdit, ModelConfig, Plan, Shape};
+use ladd_fast::model::{Backward, Image, ImageMut, Inputs, Keep, Mmdit, ModelConfig, Plan, Shape};
 
 /// The demo's depth.
 const DEPTH: usize = 4;
@@ -61,18 +61,19 @@ fn model(c: &mut Criterion, b: &Cpu<f32>, sizes: Sizes) {
     t.iter_mut().for_each(|t| *t = 1.0 / (1.0 + t.exp()));
     let (context, pooled) = (normals(b, 4, shape.batch * shape.text * 64, 1.0), normals(b, 5, shape.batch * 64, 1.0));
     let (mut velocity, d_velocity, mut grads) = (normals(b, 6, numel, 1.0), normals(b, 7, numel, 1.0), normals(b, 8, params.len(), 0.0));
-    let inputs = Inputs { batch: shape.batch, latent: latent.all(), t: t.all(), context: context.all(), pooled: pooled.all() };
+    let inputs =
+        Inputs { batch: shape.batch, image: Image::Latent(latent.all()), t: t.all(), context: context.all(), pooled: pooled.all() };
 
     let mut group = c.benchmark_group(format!("{}/model", sizes.name));
     group.throughput(Throughput::Elements(shape.batch as u64));
     group.bench_function("forward", |bencher| {
-        bencher.iter(|| network.forward(b, &params, &inputs, &mut acts, Some(velocity.all_mut())));
+        bencher.iter(|| network.forward(b, &params, &inputs, &mut acts, Some(ImageMut::Latent(velocity.all_mut()))));
     });
     group.bench_function("forward_backward", |bencher| {
         bencher.iter(|| {
-            network.forward(b, &params, &inputs, &mut acts, Some(velocity.all_mut()));
-            let (d_velocity, grads) = (Some(d_velocity.all()), Some(&mut grads));
-            let pass = Backward { batch: shape.batch, d_velocity, d_features: &[], grads, d_latent: None };
+            network.forward(b, &params, &inputs, &mut acts, Some(ImageMut::Latent(velocity.all_mut())));
+            let (d_velocity, grads) = (Some(Image::Latent(d_velocity.all())), Some(&mut grads));
+            let pass = Backward { batch: shape.batch, d_velocity, d_features: &[], grads, d_image: None };
             network.backward(b, &params, &inputs, &mut acts, &mut room, pass);
         });
     });

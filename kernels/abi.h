@@ -302,27 +302,35 @@ typedef struct FlowNoiseParams {
     uint32_t unused;
 } FlowNoiseParams;
 
+/* Tokens of a velocity are channel last (dy, dx, c), as the final layer writes them; those renoised, and gradients of either
+ * alike, channel first (c, dy, dx), as the patch embedding reads them. */
 typedef struct RenoiseParams {
-    uint64_t numel;
     DevicePtr step;     /* StepParams */
-    DevicePtr x_t;      /* f32 [batch, numel] */
-    DevicePtr velocity; /* f32 [batch, numel] */
+    DevicePtr x_t;      /* f32 [batch, channels, height, width] */
+    DevicePtr velocity; /* bf16 [batch, height / patch * width / patch, patch * patch * channels] */
     DevicePtr t;        /* f32 [batch] */
     DevicePtr t_hat;    /* f32 [batch] */
-    DevicePtr x0_hat;   /* f32 [batch, numel] */
-    DevicePtr renoised; /* f32 [batch, numel] */
+    DevicePtr x0_hat;   /* f32 [batch, channels, height, width] */
+    DevicePtr renoised; /* bf16 [batch, height / patch * width / patch, channels * patch * patch] */
     uint32_t stream;
     uint32_t batch;
+    uint32_t channels;
+    uint32_t height;
+    uint32_t width;
+    uint32_t patch;
 } RenoiseParams;
 
 typedef struct RenoiseBackwardParams {
-    uint64_t numel;
     DevicePtr t;            /* f32 [batch] */
     DevicePtr t_hat;        /* f32 [batch] */
-    DevicePtr d_renoised;   /* f32 [batch, numel] or 0 */
-    DevicePtr d_x0_hat;     /* f32 [batch, numel] or 0 */
-    DevicePtr d_velocity;   /* f32 [batch, numel] */
+    DevicePtr d_renoised;   /* bf16, as renoised, or 0 */
+    DevicePtr d_x0_hat;     /* f32 [batch, channels, height, width] or 0 */
+    DevicePtr d_velocity;   /* bf16, as velocity */
     uint32_t batch;
+    uint32_t channels;
+    uint32_t height;
+    uint32_t width;
+    uint32_t patch;
     uint32_t unused;
 } RenoiseBackwardParams;
 
@@ -335,7 +343,8 @@ typedef struct EulerParams {
     float dt;
 } EulerParams;
 
-enum { FLOW_THREADS = 256 };
+/* Tokens of a strip are neighbours in a row of the grid; a block moves them through shared memory, in and out. */
+enum { FLOW_THREADS = 256, RENOISE_TOKENS = 32, RENOISE_PAD = 2 };
 
 /* ---- hinge.cu --------------------------------------------------------------------------------------------------- */
 
@@ -563,6 +572,23 @@ enum {
     ADAMW_PACK_BLOCK = 256, /* weights that share a scale: eight for each lane of a warp */
     NORM_THREADS = 256,
     NORM_MAX_PARTS = 1024   /* not the device's number of multiprocessors: the norm has the same bits on all of them */
+};
+
+/* ---- quantize.cu ------------------------------------------------------------------------------------------------ */
+
+typedef struct QuantizeRowsParams {
+    DevicePtr x;        /* bf16 [rows, width] */
+    DevicePtr codes;    /* u8 [rows, width]: e4m3 */
+    DevicePtr scales;   /* f32 [rows] */
+    uint32_t rows;
+    uint32_t width;
+} QuantizeRowsParams;
+
+enum {
+    QUANTIZE_WIDTH = 16,        /* columns of a thread: 16 bytes of codes */
+    QUANTIZE_ROWS = 4,          /* rows a block has in flight */
+    QUANTIZE_MAX_THREADS = 640, /* 10240 columns; SD3.5-large's MLP has 9728 */
+    QUANTIZE_ANY_THREADS = 128
 };
 
 /* ---- memory.cu -------------------------------------------------------------------------------------------------- */

@@ -3,8 +3,13 @@
 //   silu:        y = x s(x), s the logistic function          dx = dy s(x) (1 + x (1 - s(x)))
 //   leaky_relu:  y = x or, up to zero, 0.2 x [+ residual]      dx = dy or 0.2 dy
 //
-// Reads bf16, computes in fp32, writes bf16; overwrites its output. 4 bytes a value without `other`, 6 with it; bound by
-// memory. Called by src/device/cuda/ops/activation.rs.
+// Reads bf16, computes in fp32, writes bf16; overwrites its output. Called by src/device/cuda/ops/activation.rs.
+//
+// Floors
+//   silu                  4 bytes a value, an exponential and a division: memory
+//   silu_backward         6 bytes a value, an exponential and a division: memory
+//   leaky_relu            4 bytes a value, 6 with a residual: memory
+//   leaky_relu_backward   6 bytes a value: memory
 #include "abi.h"
 #include "include/vector.cuh"
 

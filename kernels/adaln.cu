@@ -5,9 +5,15 @@
 //              d_y_i = gate_i dx   dgate_i = sum_rows dx y_i   dshift_j = sum_rows d_out_j   dscale_j = sum_rows d_out_j x^
 //
 // Every row is read once and held in registers; everything written is overwritten, dx in place. Statistics are fp32 and
-// taken of x_out as rounded to bf16, which is what the backward reads. With r branches and m norms, the forward moves
-// 2 (1 + r + m) bytes a value and 2 more where r > 0, the backward 2 (2 + m + r) and up to 2 (2 + r) more for dx_out, extra
-// and the y of a wanted dgate; bound by memory. Called by src/device/cuda/ops/adaln.rs.
+// taken of x_out as rounded to bf16, which is what the backward reads. Called by src/device/cuda/ops/adaln.rs.
+//
+// Floors, per value, with r branches and m norms; 8 bytes of statistics a row beside
+//   adaln                 2 (1 + r + m) bytes, 2 more where r > 0: memory
+//   adaln_backward        2 (2 + r + m) bytes, 2 less where m = 0, 2 more each for dx_out and extra: memory
+//   adaln_backward_sums   2 r bytes more for y, and a block's partial sums, 4 (2 m + r) a column: memory
+//   adaln_any             as adaln, x_out twice again from L1; two bytes an access: the number of accesses
+//   adaln_backward_any    as its two namesakes, x and d_out again from L1, partial sums in L1 or L2: the number of accesses
+//   adaln_finalize        4 bytes a partial sum, 2 a value of the table: memory
 #include "abi.h"
 #include "include/reduce.cuh"
 #include "include/vector.cuh"

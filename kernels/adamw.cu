@@ -1,14 +1,20 @@
 // Global gradient norm, and AdamW with clipping, moving average and cast in one pass over the arena.
 //
-//   global_norm   norm = sqrt(sum g^2), summed in fp64; not finite where a gradient is not. 4 bytes a weight.
+//   global_norm   norm = sqrt(sum g^2), summed in fp64; not finite where a gradient is not
 //   adamw         g' = clip g,  m = b1 m + (1 - b1) g',  v = b2 v + (1 - b2) g'^2,
 //                 w = keep w - rate m / (root sqrt(v) + eps),  ema += follow (w - ema),  params = bf16(w)
 //
 // as torch.optim.AdamW, with rate = lr / (1 - b1^n), root = 1 / sqrt(1 - b2^n), keep = 1 - lr decay; follow comes from
-// min(decay, (1 + n) / (10 + n)). Reads and writes 30 bytes a weight (38 with the average), about 20 operations, each rounded
-// by itself as on the CPU: bound by memory. With b1 = 0, m is g' and need not be there: 22 bytes (30). Packed
-// moments (src/device/packed.rs says what they are) take one byte and two: 20 bytes (28), 18 (26) with b1 = 0, and about 60
-// more instructions a weight for Philox and the codes. All state is updated in place. Called by src/device/cuda/ops/adamw.rs.
+// min(decay, (1 + n) / (10 + n)). Each operation is rounded by itself as on the CPU. With b1 = 0, m is g' and need not be there.
+// Packed moments (src/device/packed.rs says what they are) take one byte and two. All state is updated in place. Called by
+// src/device/cuda/ops/adamw.rs.
+//
+// Floors, per weight; 8 bytes more with the average
+//   global_norm_partial    4 bytes, one fp64 multiply-add: memory
+//   global_norm_finalize   8 bytes a partial sum, one block: latency
+//   adamw_prepare          one thread, some fp64: latency
+//   adamw                  30 bytes, 22 with b1 = 0, about 20 operations: memory
+//   adamw_packed           20 bytes, 18 with b1 = 0, about 80 operations: memory
 #include <type_traits>
 
 #include "abi.h"

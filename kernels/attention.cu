@@ -4,9 +4,17 @@
 //   P = exp(q k^T / sqrt(D) - lse),  out = P v
 //   dV = P^T dO,  dS = P (dO V^T - rowsum(dO out)),  dQ = dS K / sqrt(D),  dK = dS^T Q / sqrt(D)
 //
-// Reads bf16, multiplies in bf16 with fp32 sums (P and dS are rounded), overwrites its outputs. Forward 4 S^2 D FLOPs and
-// S^2 exponentials a head, backward 14 S^2 D and 2 S^2: P is computed once for dK and dV, once for dQ, so that no sum needs
-// atomics and the bits do not depend on the schedule. Bound by the tensor cores. Called by src/device/cuda/ops/attention.rs.
+// Reads bf16, multiplies in bf16 with fp32 sums (P and dS are rounded), overwrites its outputs. P is computed once for dK and
+// dV, once for dQ, so that no sum needs atomics and the bits do not depend on the schedule. Called by
+// src/device/cuda/ops/attention.rs and attention_backward.rs.
+//
+// Floors, per score at D = 64; 128, in cycles of an A100's multiprocessor: 2048 FLOPs, 128 bytes of shared memory (operands read,
+// tiles copied in), 16 exponentials. 8 S D bytes of memory a head forward; what blocks copy again comes from L2, 4 D bytes a
+// score over the block's rows.
+//   attention              4 D FLOPs 1/8; 1/4, 12; 44 bytes 3/32; 11/32, one exponential 1/16: tensor cores; shared memory
+//   attention_keys         8 D FLOPs 1/4; 1/2, 40; 88 bytes 5/16; 11/16, one exponential 1/16: shared memory
+//   attention_queries      6 D FLOPs 3/16; 3/8, 32; 72 bytes 1/4; 9/16, one exponential 1/16: shared memory
+//   attention_statistics   4 D + 12 bytes a row: memory
 #include "include/attention.cuh"
 
 constexpr int WARPS = ATTENTION_THREADS / 32;
@@ -223,7 +231,7 @@ __device__ __forceinline__ void attention(const AttentionParams& params) {
 
 constexpr int STATISTICS_LANES = ATTENTION_STATISTICS_LANES;    // of a row
 
-// lse to base 2 and rowsum(dO out) of every asking token and head: 4 D bytes a row, bound by memory.
+// lse to base 2 and rowsum(dO out) of every asking token and head.
 template <int WIDTH>
 __device__ __forceinline__ void statistics(const AttentionBackwardParams& params) {
     const uint64_t index = ((uint64_t)blockIdx.x * ATTENTION_THREADS + threadIdx.x) / STATISTICS_LANES;

@@ -14,10 +14,14 @@
 // head_dim 64 they take turns with dQ, at 128 each takes 64 columns. dQ is added to its tile's sum in global memory by the
 // copy engine.
 //
-// Floors, per score (D = 64; 128): 640; 1280 FLOPs, 5/32; 5/16 of a cycle of a multiprocessor's tensor cores. One
-// exponential, 1/16. Shared memory 20; 46 bytes, 5/32; 23/64: scores and dP 4; 16 (keys and values in registers; in shared
-// memory as well), dV and dK 4; 8, dQ 4; 8, dS 2; 2, dq 4; 8, copies in 2; 4. So tensor cores and shared memory are level at
-// 64, and at 128 shared memory comes first. Global memory takes dq's additions, 4 D / 128 = 2; 4 bytes, in L2.
+// Floors
+//   attention_backward_sm90           per score (D = 64; 128): 640; 1280 FLOPs, 5/32; 5/16 of a cycle of a multiprocessor's tensor
+//                                     cores. One exponential, 1/16. Shared memory 20; 46 bytes, 5/32; 23/64: scores and dP 4; 16
+//                                     (keys and values in registers; in shared memory as well), dV and dK 4; 8, dQ 4; 8, dS 2; 2,
+//                                     dq 4; 8, copies in 2; 4. So tensor cores and shared memory are level at 64, and at 128 shared
+//                                     memory comes first. Global memory takes dq's additions, 4 D / 128 = 2; 4 bytes, in L2.
+//   attention_backward_sm90_prepare   4 D + 12 bytes a row, without an order 4 D more: memory
+//   attention_backward_sm90_finish    6 bytes a value of dq: memory
 //
 // Order and progress. Floating-point additions do not commute, so with `ordered` a tile's sum takes the blocks of keys in
 // order: the flag of a tile counts those that have added to it. Blocks take their work by a ticket, of all heads the first
@@ -58,7 +62,7 @@ struct Statistics {
 
 // ---- before and after -----------------------------------------------------------------------------------------------
 
-// Statistics of every row of every tile, 4 D bytes a row; flags and ticket begin at 0, and so do sums without an order.
+// Statistics of every row of every tile; flags and ticket begin at 0, and so do sums without an order.
 __device__ __forceinline__ void prepare(const AttentionBackwardSm90Params& params) {
     constexpr int LANES = ATTENTION_STATISTICS_LANES;
     const uint64_t index = ((uint64_t)blockIdx.x * ATTENTION_THREADS + threadIdx.x) / LANES;
@@ -90,7 +94,7 @@ __device__ __forceinline__ void prepare(const AttentionBackwardSm90Params& param
     for (uint32_t i = lane * 4; i < head_dim; i += LANES * 4) store_16_bytes(sums + i, make_uint4(0, 0, 0, 0));
 }
 
-// dq from its sums: 6 bytes a value. A thread takes 8 columns of two rows, which four neighbouring threads of the warpgroup
+// dq from its sums. A thread takes 8 columns of two rows, which four neighbouring threads of the warpgroup
 // held: 4 D a tile, which whole blocks divide. Tiles without a gradient upstream get zeros.
 __device__ __forceinline__ void finish(const AttentionBackwardSm90Params& params) {
     static_assert(4 * PANEL % ATTENTION_BACKWARD_SM90_FINISH_THREADS == 0, "no thread is behind the last tile");

@@ -13,11 +13,13 @@
 // do not make a full round of the device may be cut along the keys into equal shares: their parts go to scratch memory, and
 // `attention_combine` adds them up in the order of the keys. No atomics: the bits do not depend on the schedule.
 //
-// Floor of a score, per multiprocessor and cycle: 4 D FLOPs of 4096 (D = 64: 1/16 cycle, D = 128: 1/8), one exponential of
-// 16 (1/16; an eighth done by polynomial takes an eighth off that and adds one instruction to the six that a score takes, of
-// 128 a cycle), D / 16 + 2 D / keys bytes of 128 from shared memory, 4 D / queries bytes from L2.
-// So at D = 64 tensor cores and exponentials bind alike, at D = 128 the tensor cores; 8 S D bytes a head of memory are
-// nothing beside. Gap: not measured.
+// Floors
+//   attention_sm90      of a score, per multiprocessor and cycle: 4 D FLOPs of 4096 (D = 64: 1/16 cycle, D = 128: 1/8), one
+//                       exponential of 16 (1/16; an eighth done by polynomial takes an eighth off that and adds one instruction to
+//                       the six that a score takes, of 128 a cycle), shared memory 128 bytes: D / 16 + 2 D / keys read by products,
+//                       4 D / queries written by copies, the same from L2. So at D = 64 tensor cores and exponentials bind alike,
+//                       at D = 128 the tensor cores; 8 S D bytes a head of memory are nothing beside. Gap: not measured.
+//   attention_combine   of a query of a cut tile: 4 D + 32 bytes and 8 exponentials a part, from L2, and 2 D + 4 bytes: L2
 #include "include/attention.cuh"
 
 // Other architectures have neither TMA nor wgmma; there the kernels are empty and never launched.
@@ -398,7 +400,7 @@ __device__ __forceinline__ void attention(const CUtensorMap* q_map, const CUtens
 }
 
 // Adds up the parts of one warpgroup's queries, in the order of the keys. Blocks: cut tiles x groups, of 128 threads, which
-// hold what a consumer's threads held. 6 D + 8 bytes a query and part, from L2.
+// hold what a consumer's threads held.
 template <int D>
 __device__ __forceinline__ void combine(const AttentionSm90Params& params) {
     DYNAMIC_SHARED(memory);

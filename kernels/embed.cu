@@ -1,11 +1,15 @@
 // Embeddings of place and time.
 //
-//   pos_embed            x[b, y, x, :] += pos[top + y, left + x, :], the centre crop of a stored grid. bf16 sums in fp32,
-//                        6 bytes a value (pos comes from the L2 cache behind the first sample); bound by memory.
+//   pos_embed            x[b, y, x, :] += pos[top + y, left + x, :], the centre crop of a stored grid; bf16, sums in fp32
 //   timestep_embedding   out = [cos(1000 t f_i) | sin(1000 t f_i) | pooled], f_i = 10000^(-i / half). The angle reaches 1000
-//                        radians, in fp32 it alone would cost 1e-5: fp64. A few thousand values in all; bound by latency.
+//                        radians, in fp32 it alone would cost 1e-5: fp64
 //
 // Called by src/device/cuda/ops/embed.rs.
+//
+// Floors
+//   pos_embed            4 bytes a value and 2 for pos, which comes from L2 behind the first sample: memory
+//   timestep_embedding   an fp64 exponential and a sine or cosine and 2 bytes a frequency, 4 bytes a pooled value, a few thousand
+//                        of these in all, one block a sample: latency
 #include "abi.h"
 #include "include/vector.cuh"
 

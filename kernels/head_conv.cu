@@ -5,9 +5,16 @@
 //   dx[m, i]         (+)=         sum over tap, o of dy[m - shift(tap), o] W[o, tap, i]
 //   dW[o, tap, i]     += sum over m of dy[m, o] x[m + shift(tap), i]            db[o] += sum over m of dy[m, o]
 //
-// bf16 operands, fp32 sums on the tensor cores (mma.sync), 18 tokens cin cout FLOPs each; tensor cores bound them from
-// about 64 channels on. y and dx are overwritten (dx is added to where asked); dW and db are added to, by way of one
-// partial sum per chunk of tokens, added up in order. Called by src/device/cuda/ops/head_conv.rs.
+// bf16 operands, fp32 sums on the tensor cores (mma.sync). y and dx are overwritten (dx is added to where asked); dW and db are
+// added to, by way of one partial sum per chunk of tokens, added up in order. Called by src/device/cuda/ops/head_conv.rs.
+//
+// Floors. Each product has 18 tokens cin cout FLOPs. While an A100's tensor cores do 2048, operands read from shared memory and
+// copied into it are 96 bytes with large tiles, 192 with small ones, where 128 can be; of these, 32 or 64 come from L2
+//   conv3x3                   memory 2 (cin + cout) bytes a token: that below about 64 channels; tensor cores with large tiles,
+//                             shared memory with small ones
+//   conv3x3_backward_input    the same, 2 cin bytes more where it adds
+//   conv3x3_backward_weight   the same, and 4 bytes a partial sum
+//   conv3x3_finish            4 bytes a partial sum and 8 a gradient: memory
 #include "abi.h"
 #include "include/reduce.cuh"
 #include "include/vector.cuh"
@@ -356,7 +363,7 @@ __device__ __forceinline__ void weight_gradient(const ConvWeightParams& p) {
     }
 }
 
-// Adds the chunks' partial sums to the gradients, in order; 4 bytes a partial sum and 8 a gradient, bound by memory.
+// Adds the chunks' partial sums to the gradients, in order.
 template <int WIDTH>
 __device__ __forceinline__ void finish(const ConvFinishParams& p) {
     const uint64_t len = p.weights + p.cout;

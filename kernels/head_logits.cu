@@ -4,9 +4,14 @@
 //   dh_c = d (leaky'(h_c) w_c + cm_c / width)
 //   dw_c += sum d leaky(h_c)        db += sum d        dcm_c = sum d h_c / width over the positions of a sample
 //
-// Reads bf16 h once (the forward 2 bytes a value, the backward 4 with dh), sums in fp32, bound by memory. Logits, dh and
-// dcm are overwritten; dw and db are added to, by way of one partial sum per chunk of a sample, added up in order.
-// Called by src/device/cuda/ops/head_conv.rs.
+// Reads bf16 h once, sums in fp32. Logits, dh and dcm are overwritten; dw and db are added to, by way of one partial sum per
+// chunk of a sample, added up in order. Called by src/device/cuda/ops/head_conv.rs.
+//
+// Floors, per value of h; 4 bytes a logit beside
+//   head_logits                   2 bytes: memory
+//   head_logits_backward          4 bytes, and 8 a channel and chunk of partial sums: memory
+//   head_logits_backward_frozen   4 bytes: memory
+//   head_logits_finish            4 bytes a partial sum, 2 a value of dcm, 8 a weight: memory
 #include "abi.h"
 #include "include/reduce.cuh"
 #include "include/vector.cuh"

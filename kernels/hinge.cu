@@ -5,10 +5,16 @@
 //   R1 penalty       (real - perturbed)^2, weighted, part of L_D
 //   mse              mean (a - b)^2
 //
-// One pass reads each logit once (4 bytes), overwrites the gradients that are asked for (4 bytes each) and leaves a block's
-// sums in fp64; `*_finalize` adds them up in a fixed order and adds the result to the statistics. Bound by memory, the
-// non-saturating loss by exp and log1p. A thread adds up at most 8 logits in fp32 before fp64 takes over.
-// Called by src/device/cuda/ops/hinge.rs.
+// One pass reads each logit once, overwrites the gradients that are asked for and leaves a block's sums in fp64; `*_finalize`
+// adds them up in a fixed order and adds the result to the statistics. A thread adds up at most 8 logits in fp32 before fp64
+// takes over. Called by src/device/cuda/ops/hinge.rs.
+//
+// Floors
+//   hinge            4 bytes a logit and 4 for each of its gradients: memory
+//   non_saturating   the same bytes; exp, log1p and a division a logit, twice for fake ones: these
+//   hinge_finalize   8 bytes a partial sum, 8 a statistic: latency
+//   mse              8 bytes a pair, 12 with the gradient: memory
+//   mse_finalize     8 bytes a partial sum: latency
 #include "abi.h"
 #include "include/reduce.cuh"
 #include "include/vector.cuh"

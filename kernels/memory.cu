@@ -1,5 +1,9 @@
-// Filling and casting of buffers: `fill` sets fp32 values, `cast` rounds fp32 to bf16. Overwrites its output; 4 and 6
-// bytes a value, bound by memory. Called by src/device/cuda/ops/memory.rs.
+// Filling and casting of buffers: `fill` sets fp32 values, `cast` rounds fp32 to bf16. Overwrites its output. Called by
+// src/device/cuda/ops/memory.rs.
+//
+// Floors
+//   fill   4 bytes a value: memory
+//   cast   6 bytes a value: memory
 #include "abi.h"
 #include "include/vector.cuh"
 

@@ -2,9 +2,13 @@
 //
 //   latent[b, c, top p + dy, left p + dx]   at (c, dy, dx), channel first, or at (dy, dx, c), channel last
 //
-// `patchify` reads the fp32 latent and rounds to bf16 tokens, `unpatchify` widens; both overwrite. 6 bytes a value, bound by
-// memory. Neighbouring threads take neighbouring pieces of a token: tokens move 16 bytes a thread without gaps, and at
-// p = 2 a warp's accesses to the latent fill whole 32-byte sectors. Called by src/device/cuda/ops/patchify.rs.
+// `patchify` reads the fp32 latent and rounds to bf16 tokens, `unpatchify` widens; both overwrite. Neighbouring threads take
+// neighbouring pieces of a token: tokens move 16 bytes a thread without gaps, and at p = 2 a warp's accesses to the latent fill
+// whole 32-byte sectors. Called by src/device/cuda/ops/patchify.rs.
+//
+// Floors
+//   patchify_*     6 bytes a value: memory
+//   unpatchify_*   6 bytes a value: memory
 #include "abi.h"
 #include "include/vector.cuh"
 

@@ -4,9 +4,16 @@
 //   forward    r = 1 / sqrt(mean(x^2) + eps)     y = x r w                        v is copied
 //   backward   dx = r (dy w - x r^2 mean(dy w x))     dw = sum_heads,tokens dy x r     dv is copied
 //
-// Without weights everything is copied. Each head is read once and written once: 12 bytes for the three values of a channel
-// forward, 16 backward (12 without weights); bound by memory. Overwrites its outputs; dw is added to the gradients by a
-// second kernel, from the blocks' partial sums. Called by src/device/cuda/ops/qk_norm.rs.
+// Without weights everything is copied. Overwrites its outputs; dw is added to the gradients by a second kernel, from the
+// blocks' partial sums. Called by src/device/cuda/ops/qk_norm.rs.
+//
+// Floors, for the three values of a channel; with weights 8 bytes of r a head beside
+//   qk_norm                    12 bytes, each value read once and written once: memory
+//   qk_norm_backward           16 bytes, 12 without weights; without a gradient of the queries 4 or 2 less: memory
+//   qk_norm_backward_sums      the same, and 8 D bytes of partial sums a block: memory
+//   qk_norm_any                12 bytes, q and k again from L1; two bytes an access: the number of accesses
+//   qk_norm_backward_any       16 bytes, both again from L1; two bytes an access: the number of accesses
+//   qk_norm_finalize           4 bytes a partial sum, 8 a weight: latency
 #include "abi.h"
 #include "include/reduce.cuh"
 #include "include/vector.cuh"

@@ -219,6 +219,12 @@ def patch(latent):
     return tokens.reshape(b, -1, c * PATCH * PATCH).to(torch.bfloat16)
 
 
+def patch_first(latent):
+    b, c, h, w = latent.shape
+    tokens = latent.view(b, c, h // PATCH, PATCH, w // PATCH, PATCH).permute(0, 2, 4, 1, 3, 5)
+    return tokens.reshape(b, -1, c * PATCH * PATCH).to(torch.bfloat16)
+
+
 def patchify(s):
     latent = s.stat(*s.latent)
     run = compiled(patch)
@@ -226,7 +232,7 @@ def patchify(s):
 
 
 def unpatchify(s):
-    tokens = s.data(s.batch, s.grid[0], s.grid[1], PATCH, PATCH, CHANNELS)
+    tokens = velocity_tokens(s)
     run = compiled(lambda tokens: tokens.permute(0, 5, 1, 3, 2, 4).reshape(s.latent).float())
     return {"compile": lambda: run(tokens)}
 
@@ -274,20 +280,29 @@ def flow_noise(s):
     return {"compile": lambda: run(x0, t)}
 
 
+def velocity_tokens(s):
+    return s.data(s.batch, s.grid[0], s.grid[1], PATCH, PATCH, CHANNELS)
+
+
 def predict_x0_renoise(s):
-    x_t, velocity, t, t_hat = s.stat(*s.latent), s.stat(*s.latent), s.times(), s.times()
+    x_t, velocity, t, t_hat = s.stat(*s.latent), velocity_tokens(s), s.times(), s.times()
 
     def function(x_t, velocity, t, t_hat):
-        x0 = x_t - t * velocity
-        return x0, (1 - t_hat) * x0 + t_hat * torch.randn_like(x0)
+        x0 = x_t - t * velocity.permute(0, 5, 1, 3, 2, 4).reshape(s.latent).float()
+        return x0, patch_first((1 - t_hat) * x0 + t_hat * torch.randn_like(x0))
 
     run = compiled(function)
     return {"compile": lambda: run(x_t, velocity, t, t_hat)}
 
 
 def predict_x0_renoise_backward(s):
-    d_renoised, d_x0, t, t_hat = s.stat(*s.latent), s.stat(*s.latent), s.times(), s.times()
-    run = compiled(lambda d_renoised, d_x0, t, t_hat: -t * ((1 - t_hat) * d_renoised + d_x0))
+    d_renoised, d_x0, t, t_hat = s.data(s.batch, *s.grid, CHANNELS, PATCH, PATCH), s.stat(*s.latent), s.times(), s.times()
+
+    def function(d_renoised, d_x0, t, t_hat):
+        d_renoised = d_renoised.permute(0, 3, 1, 4, 2, 5).reshape(s.latent).float()
+        return patch(-t * ((1 - t_hat) * d_renoised + d_x0))
+
+    run = compiled(function)
     return {"compile": lambda: run(d_renoised, d_x0, t, t_hat)}
 
 

@@ -72,6 +72,67 @@ def linear(dtype):
         yield case
 
 
+def e4m3_rows(x):
+    """float32 [rows, width] -> e4m3 codes uint8 and float32 scales, by PyTorch's own rounding."""
+    largest = x.abs().amax(1, keepdim=True)
+    zero = largest == 0
+    factor = torch.where(zero, 0, torch.full_like(largest, 448) / largest)  # 448 / largest would round twice, by a reciprocal
+    codes = (x * factor).clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8)
+    return codes, torch.where(zero, 1, largest / 448)[:, 0]
+
+
+def e4m3_values(codes, scales):
+    return codes.view(torch.float8_e4m3fn).double() * scales.double()[:, None]
+
+
+def linear_fp8(dtype):
+    rows, inputs, outputs = 11, 48, 32
+    case = Case("linear_fp8", "linear_fp8", 24, dtype)
+    normal = np.random.default_rng(case.seed).standard_normal
+    # What bf16 represents, so that every device quantises the same numbers; from tiny to large, and a row of zeros.
+    x = torch.from_numpy(normal((rows, inputs)).astype(np.float32)) * 10.0 ** torch.arange(-5, rows - 5)[:, None]
+    x[3] = 0
+    x, weight, bias = (t.bfloat16().float() for t in (x, 0.2 * torch.from_numpy(normal((outputs, inputs))), torch.from_numpy(normal(outputs))))
+    for name, value in (("x", x), ("weight", weight), ("bias", bias)):
+        case.given(name, value.numpy())
+    pairs = [e4m3_rows(x), e4m3_rows(weight)]
+    for name, (codes, scales) in zip(("x", "weight"), pairs):
+        case.outs(**{f"{name}_codes": codes, f"{name}_scales": scales})
+    product = e4m3_values(*pairs[0]) @ e4m3_values(*pairs[1]).T + bias.double()
+    case.out("y", product)
+    yield case
+
+
+def quantize_rows(dtype):
+    """Rows of all magnitudes; and what lies on, beside and between the codes of a row whose scale is 1."""
+    numbers = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    numbers = numbers[numbers.isfinite()]
+    positive = numbers[numbers >= 0].unique()
+    middles = (positive[1:] + positive[:-1]) / 2
+    # bf16 has four more bits of fraction than e4m3: its neighbours of a middle lie between the codes too.
+    words = middles.bfloat16().view(torch.int16)
+    beside = torch.cat([(words - 1).view(torch.bfloat16), (words + 1).view(torch.bfloat16)]).float()
+    exact = torch.cat([numbers, middles, -middles, beside, -beside])
+    width = -(-exact.numel() // 16) * 16
+    exact = F.pad(exact, (0, width - exact.numel()))
+    normal = torch.from_numpy(np.random.default_rng(25).standard_normal((6, width)).astype(np.float32))
+    spread = normal * 10.0 ** torch.tensor([-20.0, -3, 0, 1, 4, 20])[:, None]
+    x = torch.cat([exact[None], spread, torch.zeros(1, width)]).bfloat16().float()
+    assert x[0].equal(exact)
+    case = Case("quantize_rows", "quantize_rows", 25, dtype, gelu=False)
+    case.given("x", x.numpy())
+    codes, scales = e4m3_rows(x)
+    case.outs(codes=codes, scales=scales)
+    yield case
+    case = Case("quantize_rows_gelu", "quantize_rows", 26, dtype, gelu=True)
+    x = x[1:, :80]
+    case.given("x", x.numpy())
+    gelu = F.gelu(x.double(), approximate="tanh")
+    # A device whose activations are bf16 rounds GELU to it first.
+    case.outs(values=e4m3_values(*e4m3_rows(gelu.float())), values_bf16=e4m3_values(*e4m3_rows(gelu.bfloat16().float())))
+    yield case
+
+
 def silu(dtype):
     case = Case("silu", "silu", 22, dtype)
     x = case.normal("x", 3, 67, scale=3.0)
@@ -218,23 +279,25 @@ def flow_noise(dtype):
 
 
 def predict_x0_renoise(dtype):
-    shape, step, first_sample = (3, 4, 3, 5), 9, 6
-    for weight in (0.0, 0.5):
+    b, c, patch, gh, step, first_sample = 3, 4, 2, 3, 9, 6
+    for weight, gw in ((0.0, 5), (0.5, 6)):
+        latent, tokens = (b, c, gh * patch, gw * patch), (b, gh * gw, c * patch**2)
         case = Case(
             "predict_x0_renoise" if weight == 0 else "predict_x0_renoise_distill", "predict_x0_renoise", 52, dtype,
-            shape=shape, step=step, stream=flow.FAKE_NOISE, first_sample=first_sample, distill_weight=weight,
+            B=b, C=c, patch=patch, gh=gh, gw=gw, step=step, stream=flow.FAKE_NOISE, first_sample=first_sample,
+            distill_weight=weight,
         )  # fmt: skip
-        x_t, velocity, x0 = (case.normal(name, *shape) for name in ("x_t", "velocity", "x0"))
+        x_t, velocity, x0 = case.normal("x_t", *latent), case.normal("velocity", *tokens), case.normal("x0", *latent)
         t = case.given("t", [1.0, 0.75, 0.25])
         t_hat = case.given("t_hat", [0.9, 0.5, 0.125])
-        d_x_hat = case.normal("d_renoised", *shape, scale=0.1)
-        eps = flow.noise(shape, case.seed, step, flow.FAKE_NOISE, first_sample, dtype)
-        x0_hat = flow.predict_x0(x_t, velocity, t)
-        renoised = flow.interpolate(x0_hat, eps, t_hat)
+        d_renoised = case.normal("d_renoised", *tokens, scale=0.1)
+        eps = flow.noise(latent, case.seed, step, flow.FAKE_NOISE, first_sample, dtype)
+        x0_hat = flow.predict_x0(x_t, mmdit.unpatchify(velocity, patch, gh, gw), t)
+        renoised = mmdit.patchify(flow.interpolate(x0_hat, eps, t_hat), patch)
         distillation = (x0_hat - x0).square().mean()
         case.outs(x0_hat=x0_hat, renoised=renoised, distillation_loss=distillation)
         upstream = torch.tensor(weight, dtype=dtype)
-        case.grads([(renoised, d_x_hat), (distillation, upstream)], {"velocity": velocity})
+        case.grads([(renoised, d_renoised), (distillation, upstream)], {"velocity": velocity})
         yield case
 
 
@@ -385,6 +448,6 @@ def sampler_steps(dtype):
 
 
 ALL = [
-    philox_words, timesteps, linear, silu, layer_norm, attention, qk_norm, adaln, flow_noise, predict_x0_renoise, hinge,
+    philox_words, timesteps, linear, linear_fp8, quantize_rows, silu, layer_norm, attention, qk_norm, adaln, flow_noise, predict_x0_renoise, hinge,
     conv3x3, leaky_relu, head_logits, patches, pos_embed, timestep_embedding, adamw, reductions, sampler_steps,
 ]  # fmt: skip

@@ -24,7 +24,7 @@ enum Kind {
 }
 
 fn kind(operation: &str) -> Kind {
-    let model = ["linear", "attention", "qk_norm", "adaln", "pos_embed"];
+    let model = ["linear", "quantize", "attention", "qk_norm", "adaln", "pos_embed"];
     match operation {
         "global_norm" | "adamw" => Kind::Parameters,
         _ if model.iter().any(|name| operation.starts_with(name)) => Kind::Model,

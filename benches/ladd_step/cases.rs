@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use ladd_fast::config::{Config, Sources};
+use ladd_fast::config::{Config, GemmAlgorithms, Sources};
 use ladd_fast::device::{Backend, StepValues, Storage, View};
 use ladd_fast::flow::philox::{fill_normals, stream};
 use ladd_fast::flow::{SampleSettings, Sampler, SamplerKind, TextBatch, TimestepDistribution};
 use ladd_fast::ladd::{HostBatch, LaddConfig, Update};
-use ladd_fast::model::{Backward, Flops, Inputs, Keep, Mmdit, ModelConfig, Pass, Plan, Shape};
+use ladd_fast::model::{Backward, Flops, Image, ImageMut, Inputs, Keep, Mmdit, ModelConfig, Pass, Plan, Shape};
 use ladd_fast::train::{Checkpointing, DistillSettings, Distiller, MicroBatch, Network, OptimConfig};
 use ladd_fast::{Error, Result};
 
@@ -70,6 +70,21 @@ impl Model {
     }
 }
 
+/// How the device runs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Variant {
+    /// Whether independent work runs side by side.
+    pub branches: bool,
+    /// How cuBLASLt's algorithms are chosen.
+    pub algorithms: GemmAlgorithms,
+}
+
+impl Default for Variant {
+    fn default() -> Self {
+        Self { branches: true, algorithms: GemmAlgorithms::Heuristic }
+    }
+}
+
 /// One thing to measure.
 #[derive(Clone, Debug)]
 pub struct Case {
@@ -82,6 +97,7 @@ pub struct Case {
     pub text: usize,
     /// Keep only the blocks' inputs and compute the rest twice.
     pub checkpointing: bool,
+    pub variant: Variant,
 }
 
 impl Case {
@@ -223,11 +239,11 @@ impl Case {
         let mut recording = B::Recording::default();
         Ok(Box::new(move || {
             b.replay(&mut recording, || {
-                let inputs = Inputs { batch, latent: latent.all(), t: t.all(), context: text.all(), pooled: pool.all() };
-                network.forward(b, &params, &inputs, &mut acts, Some(velocity.all_mut()));
+                let inputs = Inputs { batch, image: Image::Latent(latent.all()), t: t.all(), context: text.all(), pooled: pool.all() };
+                network.forward(b, &params, &inputs, &mut acts, Some(ImageMut::Latent(velocity.all_mut())));
                 if let Some(room) = &mut room {
-                    let (d_velocity, grads) = (Some(d_velocity.all()), Some(&mut grads));
-                    let pass = Backward { batch, d_velocity, d_features: &[], grads, d_latent: None };
+                    let (d_velocity, grads) = (Some(Image::Latent(d_velocity.all())), Some(&mut grads));
+                    let pass = Backward { batch, d_velocity, d_features: &[], grads, d_image: None };
                     network.backward(b, &params, &inputs, &mut acts, room, pass);
                 }
             });

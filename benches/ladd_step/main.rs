@@ -9,6 +9,8 @@
 //! combination of the models, modes, batches and resolutions that are named:
 //!
 //!     cargo bench --bench ladd_step --features cuda -- --out FILE --device cuda --model sd3-medium --batch 1,2,4
+//!
+//! `--branches on,off` and `--gemm-algorithms heuristic,measured` measure each of them both ways.
 
 mod cases;
 #[path = "../kernels/facts.rs"]
@@ -21,10 +23,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cases::{Case, Mode, Model};
+use cases::{Case, Mode, Model, Variant};
 use clap::{Parser, ValueEnum};
 use criterion::{Criterion, Throughput};
 use ladd_fast::Result;
+use ladd_fast::config::GemmAlgorithms;
 use ladd_fast::device::cpu::Cpu;
 use ladd_fast::device::cuda::Cuda;
 use ladd_fast::device::cuda::emulated::{Emulated, Schedule};
@@ -44,7 +47,25 @@ enum Device {
     Emulated,
 }
 
-/// Measures every combination of models, modes, batches and resolutions.
+/// [`Backend::parallel`](ladd_fast::device::Backend::parallel) on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Branches {
+    /// Side by side.
+    On,
+    /// One after the other.
+    Off,
+}
+
+/// [`GemmAlgorithms`] on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Algorithms {
+    /// cuBLASLt's first proposal.
+    Heuristic,
+    /// The fastest of its first eight.
+    Measured,
+}
+
+/// Measures every combination of models, modes, batches, resolutions and variants.
 #[derive(Parser, Debug)]
 struct Options {
     /// Write the report to this file, again after every case.
@@ -68,6 +89,12 @@ struct Options {
     /// Keep only the blocks' inputs for the backward.
     #[arg(long)]
     checkpointing: bool,
+    /// With independent work side by side on a GPU, without, or both.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "on")]
+    branches: Vec<Branches>,
+    /// How cuBLASLt's algorithms are chosen on a GPU. Measured ones are kept beside --out.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "heuristic")]
+    gemm_algorithms: Vec<Algorithms>,
     /// Runs that are counted; a case that takes longer than --case-seconds ends after three.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     iters: u32,
@@ -96,19 +123,44 @@ impl Options {
             for mode in &self.mode {
                 for resolution in &resolutions {
                     for batch in &self.batch {
-                        cases.push(Case {
+                        cases.extend(self.variants().map(|variant| Case {
                             model: model.clone(),
                             mode: *mode,
                             batch: *batch as usize,
                             resolution: *resolution as usize,
                             text: self.text.map_or(model.text, |text| text as usize),
                             checkpointing: self.checkpointing,
-                        });
+                            variant,
+                        }));
                     }
                 }
             }
         }
         Ok(cases)
+    }
+
+    fn variants(&self) -> impl Iterator<Item = Variant> + '_ {
+        self.branches.iter().flat_map(|branches| {
+            self.gemm_algorithms.iter().map(|algorithms| Variant {
+                branches: *branches == Branches::On,
+                algorithms: match algorithms {
+                    Algorithms::Heuristic => GemmAlgorithms::Heuristic,
+                    Algorithms::Measured => GemmAlgorithms::Measured,
+                },
+            })
+        })
+    }
+
+    /// The device, set up as a case wants it.
+    fn varied(&self, cuda: Cuda, variant: Variant) -> Result<Cuda> {
+        if variant.algorithms == GemmAlgorithms::Measured {
+            cuda.measure_algorithms(&self.kept_algorithms())?;
+        }
+        Ok(if variant.branches { cuda } else { cuda.without_branches() })
+    }
+
+    fn kept_algorithms(&self) -> PathBuf {
+        self.out.with_extension("algorithms.json")
     }
 
     fn run(&self) -> Result<()> {
@@ -126,10 +178,13 @@ impl Options {
                 Device::Emulated => 16,
             },
         };
+        // Those of an earlier run are not this run's measurements.
+        let _ = std::fs::remove_file(self.kept_algorithms());
+        let emulated = || Cuda::new(Arc::new(Emulated::new(Schedule::default())));
         match self.device {
-            Device::Cpu => measure(&|| Ok(Cpu::<f32>::new()), &cases, effort, dry, &self.out),
-            Device::Cuda => measure(&gpu, &cases, effort, dry, &self.out),
-            Device::Emulated => measure(&|| Ok(Cuda::new(Arc::new(Emulated::new(Schedule::default())))), &cases, effort, dry, &self.out),
+            Device::Cpu => measure(&|_| Ok(Cpu::<f32>::new()), &cases, effort, dry, &self.out),
+            Device::Cuda => measure(&|variant| self.varied(gpu()?, variant), &cases, effort, dry, &self.out),
+            Device::Emulated => measure(&|variant| self.varied(emulated(), variant), &cases, effort, dry, &self.out),
         }?;
         Ok(())
     }
@@ -159,7 +214,9 @@ fn demo() -> [(&'static str, Case); 4] {
     ];
     let model = Model::named("demo").expect("the demo is a preset");
     let (resolution, text) = (model.resolution, model.text);
-    modes.map(|(name, mode)| (name, Case { model: model.clone(), mode, batch: 64, resolution, text, checkpointing: false }))
+    modes.map(|(name, mode)| {
+        (name, Case { model: model.clone(), mode, batch: 64, resolution, text, checkpointing: false, variant: Variant::default() })
+    })
 }
 
 /// Calls `measure` with the name and body of every benchmark whose name begins with `only`, one after the other, each with

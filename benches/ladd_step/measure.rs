@@ -10,7 +10,7 @@ use ladd_fast::device::{Backend, DeviceError, Linear, StepValues, Storage};
 use ladd_fast::{Error, Result};
 use serde_json::{Value, json};
 
-use super::cases::{Case, Mode};
+use super::cases::{Case, Mode, Variant};
 use super::facts::{facts, four_digits};
 
 const RULES: &str = "median of the runs after the warm-up, each from its queueing until the device is done, host clock; a LADD step is one \
@@ -18,7 +18,8 @@ const RULES: &str = "median of the runs after the warm-up, each from its queuein
                      with the uploads of the text and the download of the latents, transformer only. flops: 2mnk a matrix product, \
                      attention 4BHSSD forward and 2.5 times that backward, nothing else, recomputation not counted; mfu: flops over time \
                      over the rate of a large bf16 matrix product (f32 on a CPU) in the same run. peak_memory_gb: buffers and scratch on \
-                     the device, 1e9 bytes";
+                     the device, 1e9 bytes. branches: whether independent work ran side by side on a GPU; gemm_algorithms: cuBLASLt's first \
+                     proposal, or the fastest of its first eight in the same run";
 
 /// How to measure.
 #[derive(Clone, Copy, Debug)]
@@ -118,11 +119,13 @@ fn named(case: &Case) -> Value {
         "image_tokens": case.image_tokens(),
         "text_tokens": case.text,
         "checkpointing": case.checkpointing,
+        "branches": case.variant.branches,
+        "gemm_algorithms": case.variant.algorithms,
     })
 }
 
 /// Measures one case; what keeps it from running is part of the result.
-fn one<B: Measured>(open: &dyn Fn() -> Result<B>, case: &Case, effort: Effort, matrix: f64) -> Result<Value> {
+fn one<B: Measured>(open: &dyn Fn(Variant) -> Result<B>, case: &Case, effort: Effort, matrix: f64) -> Result<Value> {
     let mut entry = named(case);
     let flops = case.flops()?;
     entry["flops"] = json!({
@@ -131,7 +134,7 @@ fn one<B: Measured>(open: &dyn Fn() -> Result<B>, case: &Case, effort: Effort, m
         "convolution": flops.convolution,
         "total": flops.total(),
     });
-    match open().and_then(|b| times(&b, case, effort)) {
+    match open(case.variant).and_then(|b| times(&b, case, effort)) {
         Ok((times, peak)) => {
             let ms = median(&times);
             let rate = flops.total() as f64 / (ms * 1e9);
@@ -155,13 +158,13 @@ fn one<B: Measured>(open: &dyn Fn() -> Result<B>, case: &Case, effort: Effort, m
 ///
 /// # Errors
 /// When the device cannot be opened, sizes do not fit each other, or the file cannot be written.
-pub fn measure<B: Measured>(open: &dyn Fn() -> Result<B>, cases: &[Case], effort: Effort, dry: bool, file: &Path) -> Result<Value> {
+pub fn measure<B: Measured>(open: &dyn Fn(Variant) -> Result<B>, cases: &[Case], effort: Effort, dry: bool, file: &Path) -> Result<Value> {
     let begun = Instant::now();
     let rules = if dry { "dry run on the emulated device: no number here is a measurement" } else { RULES };
     let matrix;
     let mut report;
     {
-        let b = open()?;
+        let b = open(Variant::default())?;
         matrix = matrix_rate(&b, effort.matrix)?;
         report = facts(&b.name(), rules);
     }
@@ -196,5 +199,7 @@ fn line(entry: &Value) -> String {
         None if entry["out_of_memory"] == true => "out of memory".to_owned(),
         None => ["failed", "skipped"].iter().filter_map(|key| entry[*key].as_str()).collect(),
     };
-    format!("{what} {sizes}: {result}")
+    let algorithms = entry["gemm_algorithms"].as_str().unwrap_or_default();
+    let variant = if entry["branches"] == false { ", without branches" } else { "" };
+    format!("{what} {sizes}, {algorithms} algorithms{variant}: {result}")
 }

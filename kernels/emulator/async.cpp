@@ -1,6 +1,7 @@
 // mbarriers, cp.async, bulk copies and TMA.
 #include "async.h"
 
+#include "accesses.h"
 #include "memory.h"
 #include "static_shared.h"
 
@@ -144,6 +145,7 @@ void copy_async(void* to, const void* from, int size, int bytes, Where where) {
     if (!aligned) fail("cp_async of %d bytes from %p to %p at line %u: misaligned", size, from, to, where.line());
     issue(self().copies, [=] {
         uint8_t buffer[16] = {};
+        note_access(from, size_t(bytes), false);
         memcpy(buffer, from, size_t(bytes));
         memcpy(to, buffer, size_t(size));
     });
@@ -162,6 +164,7 @@ void bulk_load(void* shared, const void* global, uint32_t bytes, uint64_t* barri
     require_shared(shared, bytes, "bulk_load");
     require_visible(barrier, "bulk_load");
     start_transfer(barrier, [=] {
+        note_access(global, bytes, false);
         memcpy(shared, global, bytes);
         mbarrier_complete(barrier, bytes);
     });
@@ -170,13 +173,18 @@ void bulk_load(void* shared, const void* global, uint32_t bytes, uint64_t* barri
 void bulk_store(void* global, const void* shared, uint32_t bytes) {
     require_multiple_of_16(shared, global, bytes, "bulk_store");
     require_shared(shared, bytes, "bulk_store");
-    issue(self().bulk_copies, [=] { memcpy(global, shared, bytes); });
+    issue(self().bulk_copies, [=] {
+        note_access(global, bytes, true);
+        memcpy(global, shared, bytes);
+    });
 }
 
 void bulk_reduce_add(float* global, const float* shared, uint32_t bytes) {
     require_multiple_of_16(shared, global, bytes, "bulk_reduce_add_f32");
     require_shared(shared, bytes, "bulk_reduce_add_f32");
     issue(self().bulk_copies, [=] {
+        note_access(global, bytes, false);
+        note_access(global, bytes, true);
         for (uint32_t i = 0; i < bytes / sizeof(float); i++) atomicAdd(global + i, shared[i]);
     });
 }
@@ -185,6 +193,7 @@ void bulk_reduce_add(float* global, const float* shared, uint32_t bytes) {
 
 bool flag_has(const void* flag, uint64_t value) {
     uint32_t& awaited = *const_cast<uint32_t*>(static_cast<const uint32_t*>(flag));
+    note_access(flag, sizeof awaited, false);
     return std::atomic_ref<uint32_t>(awaited).load() == value;
 }
 
@@ -268,6 +277,8 @@ static void for_each_row(const TensorMap& map, const Coordinates& at, Row row) {
 }
 
 static void move_element(Tile kind, uint8_t* shared, uint8_t* global, uint32_t bytes) {
+    if (kind != Tile::STORE) note_access(global, bytes, false);
+    if (kind != Tile::LOAD) note_access(global, bytes, true);
     if (kind == Tile::LOAD) memcpy(shared, global, bytes);
     if (kind == Tile::STORE) memcpy(global, shared, bytes);
     if (kind == Tile::ADD) atomicAdd(reinterpret_cast<float*>(global), bits<float>(*reinterpret_cast<uint32_t*>(shared)));
@@ -278,6 +289,7 @@ static void move_piece(const TensorMap& map, Tile kind, uint8_t* shared, uint8_t
     const int64_t elements = PIECE / map.element_bytes;
     const bool inside = global_row && x >= 0 && x + elements <= int64_t(map.dims[0]);
     if (inside && kind == Tile::LOAD) {
+        note_access(global_row + x * map.element_bytes, PIECE, false);
         memcpy(shared, global_row + x * map.element_bytes, PIECE);
         return;
     }

@@ -8,6 +8,7 @@
 #undef gridDim
 #undef warpSize
 
+#include "accesses.cpp"
 #include "async.cpp"
 #include "faults.cpp"
 #include "fibers.cpp"

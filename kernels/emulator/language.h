@@ -14,7 +14,6 @@
 #define __grid_constant__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __align__(bytes) __attribute__((aligned(bytes)))
-#define __launch_bounds__(...)
 // A block never leaves its OS thread, so its static shared memory may be the thread's.
 #define __shared__ static thread_local
 

@@ -19,7 +19,23 @@ static std::map<std::string, Kernel>& kernels() {
     return all;
 }
 
-bool register_kernel(const char* name, Kernel kernel) { return kernels().emplace(name, std::move(kernel)).second; }
+// Bounds of the kernel that is registered next.
+static unsigned noted_threads = 0;
+
+bool note_launch_bounds(unsigned threads, unsigned) {
+    if (noted_threads != 0) {
+        fprintf(stderr, "emulator: LADD_KERNEL is missing behind a kernel with __launch_bounds__(%u)\n", noted_threads);
+        abort();
+    }
+    noted_threads = threads;
+    return true;
+}
+
+bool register_kernel(const char* name, const char* file, Kernel kernel) {
+    kernel.file = file;
+    kernel.most_threads = std::exchange(noted_threads, 0);
+    return kernels().emplace(name, std::move(kernel)).second;
+}
 
 // ---- OS threads -------------------------------------------------------------------------------------------------
 
@@ -111,6 +127,8 @@ static std::string refusal(const Launch& launch, const size_t* sizes, size_t cou
         say("a grid of %u x %u x %u blocks", grid.x, grid.y, grid.z);
     } else if (launch.size.x == 0 || launch.size.x > MOST_THREADS) {
         say("a block of %u threads", launch.size.x);
+    } else if (launch.kernel.most_threads != 0 && launch.size.x > launch.kernel.most_threads) {
+        say("a block of %u threads, its __launch_bounds__ allow %u", launch.size.x, launch.kernel.most_threads);
     } else if (launch.shared_bytes > MOST_SHARED) {
         say("%zu bytes of shared memory, %zu at most", launch.shared_bytes, MOST_SHARED);
     } else if (count != wanted.size()) {
@@ -124,6 +142,16 @@ static std::string refusal(const Launch& launch, const size_t* sizes, size_t cou
 }
 
 static thread_local std::string last_error;
+static thread_local std::vector<Access> last_accesses;
+
+// Of device memory only: stacks and shared memory belong to the launch alone.
+static void keep_accesses(std::vector<Access>& accesses) {
+    tidy(accesses);
+    std::erase_if(accesses, [](const Access& access) {
+        return !accessible(reinterpret_cast<const void*>(access.first), 1);
+    });
+    last_accesses = std::move(accesses);
+}
 
 static int failed(const std::string& message) {
     last_error = message;
@@ -141,9 +169,20 @@ extern "C" {
 // The reason of this OS thread's last failure.
 const char* emu_last_error() { return last_error.c_str(); }
 
+// A line for each kernel, its file and its name.
+const char* emu_kernels() {
+    static const std::string lines = [] {
+        std::string text;
+        for (const auto& [name, kernel] : kernels()) text += std::string(kernel.file) + " " + name + "\n";
+        return text;
+    }();
+    return lines.c_str();
+}
+
 // 0: done; 1: there is no such kernel; 2: refused or failed. `owner` numbers the driver: only its memory is checked afterwards.
+// `observed`: keep what it reads and writes for `emu_accesses`.
 int emu_launch(const char* name, const unsigned* grid, unsigned threads, size_t shared, const void* const* parameters, const size_t* sizes,
-               size_t count, unsigned seed, int late, uint64_t owner) {
+               size_t count, unsigned seed, int late, uint64_t owner, int observed) {
     const auto found = kernels().find(name);
     if (found == kernels().end()) return 1;
     Launch launch{.name = name,
@@ -154,17 +193,26 @@ int emu_launch(const char* name, const unsigned* grid, unsigned threads, size_t 
                   .shared_bytes = shared,
                   .seed = seed,
                   .late = late != 0,
+                  .observed = observed != 0,
                   .next_block = 0,
                   .failed = false,
                   .error_lock = {},
-                  .error = {}};
+                  .error = {},
+                  .accesses = {}};
     const std::string refused = refusal(launch, sizes, count);
     if (!refused.empty()) return failed(refused);
     install_fault_handlers();
     Pool::get().run(launch);
     if (launch.failed) return failed(launch.error);
+    if (observed) keep_accesses(launch.accesses);
     const std::string written = check_surroundings(owner);
     return written.empty() ? 0 : failed(written);
+}
+
+// Device memory that this OS thread's last observed launch read and wrote, until its next one.
+const Access* emu_accesses(size_t* count) {
+    *count = last_accesses.size();
+    return last_accesses.data();
 }
 
 void* emu_allocate(size_t bytes, uint64_t owner) { return allocate(bytes, owner); }

@@ -345,7 +345,12 @@ static std::unique_ptr<Worker> take_worker() {
 void run_blocks(Launch& launch) {
     std::unique_ptr<Worker> worker = take_worker();
     const SignalStack signal_stack;
-    worker->run(launch);
+    std::vector<Access> accesses;
+    {
+        const AccessLog log(launch.observed ? &accesses : nullptr);
+        worker->run(launch);
+    }
+    if (launch.observed) launch.add(accesses);
     // After a failure the engine may stand in the middle of a transfer.
     if (launch.failed) return;
     std::lock_guard<std::mutex> guard(idle_lock);

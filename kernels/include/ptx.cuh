@@ -48,6 +48,15 @@ PTX void store_16_bytes(void* to, uint4 value) {
                  : "memory");
 }
 
+#if __CUDA_ARCH__ >= 890
+// Two numbers as e4m3, rounded to nearest even, saturated; the first in the low byte.
+PTX uint32_t e4m3_pair(float low, float high) {
+    uint16_t pair;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+#endif
+
 // ---- warps ------------------------------------------------------------------------------------------------------
 
 // True in one lane of a converged warp.

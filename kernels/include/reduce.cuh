@@ -1,5 +1,5 @@
 // Sums in a fixed order, so that the same values give the same bits on every run: over a warp, over a block, and over
-// the partial sums that the blocks of an earlier kernel left behind. No atomics.
+// the partial sums that the blocks of an earlier kernel left behind; maxima over a block. No atomics.
 #pragma once
 #include "ptx.cuh"
 
@@ -76,6 +76,32 @@ __device__ __forceinline__ void block_sum(float (&values)[N], float (&rooms)[2][
     for (int warp = 1; warp < warps; warp++) {
 #pragma unroll
         for (int i = 0; i < N; i++) values[i] += room[warp][i];
+    }
+}
+
+// The largest of each of N values over a block, in two rooms by turns; what is no number is passed over. Every thread gets them.
+template <int N>
+__device__ __forceinline__ void block_max(float (&values)[N], float (&rooms)[2][MAX_WARPS][N], int& turn) {
+    const int warps = blockDim.x / 32;
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+#pragma unroll
+        for (int i = 0; i < N; i++) values[i] = fmaxf(values[i], __shfl_xor_sync(ALL_LANES, values[i], distance));
+    }
+    if (warps == 1) return;
+    float(&room)[MAX_WARPS][N] = rooms[turn];
+    turn ^= 1;
+    if (lane_index() == 0) {
+#pragma unroll
+        for (int i = 0; i < N; i++) room[warp_index()][i] = values[i];
+    }
+    // Orders the warps' maxima ahead of their reads, and the reads of the exchange before this one ahead of the writes of the next.
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < N; i++) values[i] = room[0][i];
+    for (int warp = 1; warp < warps; warp++) {
+#pragma unroll
+        for (int i = 0; i < N; i++) values[i] = fmaxf(values[i], room[warp][i]);
     }
 }
 

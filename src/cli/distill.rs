@@ -25,7 +25,7 @@ use crate::config::Config;
 use crate::data::{LatentDataset, Loader};
 use crate::device::Backend;
 use crate::format::{Dtype, Role};
-use crate::ladd::LaddConfig;
+use crate::ladd::{LaddConfig, TeacherPrecision};
 use crate::report::{Results, distillation_panels, draw_panels, save_png};
 use crate::train::checkpoint::{self, TrainingState};
 use crate::train::{DistillSettings, Distiller, QualityRecord, Record, RunFolder, StepRecord, Watch};
@@ -94,7 +94,8 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
         }
     };
     config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
-    let device = Device::open(globals.device.as_deref().unwrap_or(&config.device))?;
+    let device = Device::open(globals.device.as_deref().unwrap_or(&config.device), config.deterministic)?;
+    device.choose_algorithms(config.gemm_algorithms, run.path())?;
     let done = on_device!(device, |b| distill(b, &config, &teacher, &mut run));
     if matches!(done, Err(Stop::Interrupted)) {
         output::note(&format!("interrupted; go on with: ladd-fast distill --run {} --resume", run.path().display()));
@@ -121,6 +122,10 @@ fn distill<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &mut RunFo
         shards => PathBuf::from(shards),
     };
     let model = teacher.model(b)?;
+    if config.ladd.teacher_precision == TeacherPrecision::Fp8 && config.ladd.adversarial_weight > 0.0 {
+        // Before minutes go into latents.
+        model.check_fp8(b, model.config().depth)?;
+    }
     let teacher_weights = teacher.weights(&model)?;
     let encoders = Encoders::new(&config.encoders, teacher.pipeline(), &teacher.name);
     let reached = run.latest_checkpoint()?.map_or(0, |(step, _)| step);

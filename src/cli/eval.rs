@@ -74,7 +74,7 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
     settings.iter().try_for_each(|s| s.times().map(drop))?;
 
     let started = Instant::now();
-    let device = Device::open(&config.device)?;
+    let device = Device::open(&config.device, config.deterministic)?;
     let quality = on_device!(device, |b| measure(b, &config, &loaded, &bench, name, &settings))?;
     let seconds = BTreeMap::from([("evaluation".to_owned(), started.elapsed().as_secs_f64())]);
     let results = Results::new(&config.preset, config.seed, rayon::current_num_threads(), seconds, quality);

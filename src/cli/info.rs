@@ -45,7 +45,7 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
 fn program(device: &str) -> Result<Vec<String>> {
     let mut lines = vec![
         entry("ladd-fast", env!("CARGO_PKG_VERSION")),
-        entry("device", format!("{} (chosen by `{device}`)", Device::open(device)?.name())),
+        entry("device", format!("{} (chosen by `{device}`)", Device::open(device, true)?.name())),
         entry("threads", rayon::current_num_threads()),
     ];
     lines.extend(gpus());

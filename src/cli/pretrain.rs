@@ -106,7 +106,8 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
         Precision::F32 => Dtype::F32,
         Precision::F16 => Dtype::F16,
     };
-    let device = Device::open(globals.device.as_deref().unwrap_or(&config.device))?;
+    let device = Device::open(globals.device.as_deref().unwrap_or(&config.device), config.deterministic)?;
+    device.choose_algorithms(config.gemm_algorithms, run.path())?;
     let done = on_device!(device, |b| pretrain(b, &config, dataset, pipeline, dtype, &mut run));
     if matches!(done, Err(Stop::Interrupted)) {
         output::note(&format!("interrupted; go on with: ladd-fast pretrain --run {} --resume", run.path().display()));

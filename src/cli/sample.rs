@@ -90,7 +90,7 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
     settings.times()?;
 
     let which: Vec<usize> = (0..arguments.prompts.len()).flat_map(|p| std::iter::repeat_n(p, arguments.count)).collect();
-    let device = Device::open(&config.device)?;
+    let device = Device::open(&config.device, config.deterministic)?;
     let images = on_device!(device, |b| draw(b, &config, arguments, &loaded, &settings, &which))?;
     write(&arguments.out, arguments, &images, &which, &settings, config.seed)?;
     Ok(())

@@ -51,7 +51,7 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
         number("seed", "--seed", arguments.seed),
     ])?;
     let teacher = network::load(&config.teacher.checkpoint)?;
-    let device = Device::open(&config.device)?;
+    let device = Device::open(&config.device, config.deterministic)?;
     let encoders = Encoders::new(&config.encoders, teacher.pipeline(), &teacher.name);
     let made = on_device!(device, |b| latents::synthesize(b, &teacher, &encoders, &config.synthesize, config.seed, &arguments.out));
     if matches!(made, Err(Stop::Interrupted)) {

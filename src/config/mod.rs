@@ -13,8 +13,8 @@ pub use layers::{Flag, Sources};
 pub use presets::{PRESETS, Preset, preset};
 pub use reference::reference_markdown;
 pub use sections::{
-    DataConfig, DistillConfig, EncodersConfig, EvalConfig, OptimSections, PretrainConfig, SampleConfig, SamplerChoice, SynthesizeConfig,
-    TeacherConfig,
+    DataConfig, DistillConfig, EncodersConfig, EvalConfig, GemmAlgorithms, OptimSections, PretrainConfig, SampleConfig, SamplerChoice,
+    SynthesizeConfig, TeacherConfig,
 };
 
 use std::path::PathBuf;
@@ -37,6 +37,10 @@ pub struct Config {
     pub threads: usize,
     /// Where to compute: `auto` (the first usable GPU, else the processor), `cpu`, `cuda` or `cuda:N`.
     pub device: String,
+    /// Whether a GPU adds up sums in a fixed order, so that the same run has the same bits. The processor always does.
+    pub deterministic: bool,
+    /// How cuBLASLt's algorithms are chosen on a GPU.
+    pub gemm_algorithms: GemmAlgorithms,
     /// Folder in which every run gets a folder of its own.
     pub run_dir: PathBuf,
     /// Shape of the network that `pretrain` trains.
@@ -70,6 +74,8 @@ impl Default for Config {
             seed: 0,
             threads: 0,
             device: "auto".into(),
+            deterministic: true,
+            gemm_algorithms: GemmAlgorithms::Heuristic,
             run_dir: "runs".into(),
             model: sections::demo_model(),
             teacher: TeacherConfig::default(),

@@ -11,13 +11,30 @@ const MEANINGS: &[(&str, &str)] = &[
     ("seed", "Seed of every random draw: the same seed gives the same run, on any number of threads."),
     ("threads", "Worker threads; 0 means all cores."),
     ("device", "Where to compute: `auto` (the first usable GPU, else the processor), `cpu`, `cuda` or `cuda:N`."),
+    (
+        "deterministic",
+        "`false` lets a GPU add up sums in attention's backward as they come, without waits for an order: runs then differ in their last bits, \
+         and a resumed run is no longer the same to the bit. It changes nothing on the processor, nor on GPUs before Hopper.",
+    ),
+    (
+        "gemm_algorithms",
+        "How the algorithms of matrix products are chosen on a GPU. `heuristic`: cuBLASLt's first proposal, so that two runs have the same \
+         bits. `measured`: the fastest of eight, kept in `gemm_algorithms.json` in the run's folder; `--resume` then gives the same bits, \
+         another run may not. Only `distill` and `pretrain` measure.",
+    ),
     ("run_dir", "Folder in which every run gets a folder of its own."),
     ("teacher.checkpoint", "The teacher's checkpoint (safetensors), or `builtin` for the demo's teacher that is part of the program."),
     ("data.shards", "Folder of latent shards to distil on. Empty: the teacher synthesizes them into the run folder first."),
     ("data.images", "Folder of the Fashion-MNIST idx files, which only `pretrain` reads (`scripts/get-demo-data` fetches them)."),
-    ("data.latent", "How images become latents: `dct` (the demo's stand-in for a VAE) or `vae`, Stable Diffusion 3's. `pretrain` takes `dct` alone; the rest read it from the network."),
+    (
+        "data.latent",
+        "How images become latents: `dct` (the demo's stand-in for a VAE) or `vae`, Stable Diffusion 3's. `pretrain` takes `dct` alone; the rest read it from the network.",
+    ),
     ("data.whiten", "How much `pretrain` whitens the latents' channels: 1 gives each unit variance, 0 scales all alike."),
-    ("data.text", "How prompts become embeddings: `words` (the demo's stand-in for text encoders) or `sd3`, CLIP and T5; otherwise as `latent`."),
+    (
+        "data.text",
+        "How prompts become embeddings: `words` (the demo's stand-in for text encoders) or `sd3`, CLIP and T5; otherwise as `latent`.",
+    ),
     (
         "encoders.path",
         "Folder of a diffusers pipeline (`text_encoder`, ..., `vae`), or an original single file with text encoders and autoencoder. Empty: \
@@ -66,6 +83,11 @@ const MEANINGS: &[(&str, &str)] = &[
     ("ladd.mismatch_weight", "Weight of real latents with another sample's prompt as further fakes; 0 turns them off."),
     ("ladd.distillation_weight", "Weight of the squared error to the real latent in the student's loss; 0 turns it off."),
     ("ladd.adversarial_weight", "Weight of the adversarial loss in the student's loss; 0 leaves a plain regression."),
+    (
+        "ladd.teacher_precision",
+        "What the judging teacher's blocks multiply in: `bf16` (fp32 on the processor), or `fp8`: the forward's products in e4m3, on a GPU of \
+         compute capability 9.0 or emulated on the processor. Latents are drawn in `bf16` always.",
+    ),
     ("optim.student.lr", "Learning rate of the student. At the demo's size 3e-4 already costs diversity."),
     ("optim.student.beta1", "Decay of the first moment."),
     ("optim.student.beta2", "Decay of the second moment."),

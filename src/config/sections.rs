@@ -9,6 +9,16 @@ use crate::model::ModelConfig;
 use crate::train::{Checkpointing, OptimConfig, Schedule};
 use crate::{Error, Result};
 
+/// How cuBLASLt's algorithms are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GemmAlgorithms {
+    /// The heuristic's first proposal: two runs of the same settings have the same bits.
+    Heuristic,
+    /// The fastest of its first eight proposals on this device, kept beside the run.
+    Measured,
+}
+
 /// Section `[teacher]`: the network that is distilled.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

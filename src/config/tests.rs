@@ -136,6 +136,7 @@ fn values_out_of_range_are_refused() {
         ("ladd.student_t.probs=[0.5,0.5]", "2 numbers for 4 values"),
         ("optim.heads.lr=0", "optim.heads.lr"),
         ("model.depth=0", "model.depth"),
+        ("deterministic=sometimes", "deterministic (set by `--set deterministic=sometimes`)"),
         ("data.latent=jpeg", "not one of dct, vae"),
         ("nonsense", "write it as key=value"),
         ("=3", "the key is empty"),
@@ -152,4 +153,14 @@ fn tiny_micro_batches_are_warned_about() {
     assert!(load(&[]).unwrap().warnings().is_empty());
     let config = load(&["distill.batch=8", "distill.accumulate=8"]).unwrap();
     assert!(config.warnings()[0].contains("micro-batches of at least 2"));
+}
+
+#[test]
+fn the_order_of_sums_is_a_setting() {
+    assert!(load(&[]).unwrap().deterministic);
+    let config = load(&["deterministic=false"]).unwrap();
+    assert!(!config.deterministic);
+    assert!(config.resolved().unwrap().contains("\ndeterministic = false\n"));
+    let (_folder, config) = from_file("deterministic = false\n");
+    assert!(!config.unwrap().deterministic);
 }

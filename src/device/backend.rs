@@ -13,7 +13,7 @@
 use super::packed::{PACK_BLOCK, Packing};
 use super::shapes::{
     AdalnShape, AdamwShape, AttentionShape, ConvShape, HeadLogitsShape, HingeShape, Linear, Modulation, PatchShape, QkNormShape,
-    StepValues, Stream,
+    QuantizeShape, StepValues, Stream,
 };
 use super::{DeviceError, Storage, View, ViewMut};
 use crate::flow::TimestepDistribution;
@@ -54,6 +54,15 @@ pub struct BranchGrad<'a, B: Backend> {
     pub gate: usize,
     /// Where its gradient goes `[B * N, h]`.
     pub d_y: ViewMut<'a, B::Data>,
+}
+
+/// A matrix in FP8 (see [`e4m3`](super::e4m3)), which [`Backend::quantize_rows`] makes: `code * scale` of its row.
+#[derive(Debug)]
+pub struct Quantized<'a, B: Backend> {
+    /// The codes `[rows, width]`.
+    pub codes: View<'a, B::Bytes>,
+    /// The scale of each row `[rows]`.
+    pub scales: View<'a, B::Stat>,
 }
 
 /// A moment of an optimiser.
@@ -175,6 +184,17 @@ pub trait Backend: Send + Sync + Sized + std::fmt::Debug + 'static {
     /// `recording`, `work` must queue the same operations on the same buffers every time, and neither allocate nor wait.
     fn replay(&self, recording: &mut Self::Recording, work: impl FnOnce());
 
+    /// Queues two pieces of work that may run side by side: `side`, and `main`. Each follows what was queued before, and
+    /// what is queued later follows both. Neither may touch what the other writes. The borrow checker sees to that, except
+    /// for `shared`, which both are given: of its buffers they must write different parts, or only read them. The pieces
+    /// queue operations and nothing else: they neither upload, download nor wait.
+    ///
+    /// Here they run one after the other.
+    fn parallel<S>(&self, shared: &mut S, main: impl FnOnce(&mut S), side: impl FnOnce(&mut S)) {
+        side(shared);
+        main(shared);
+    }
+
     /// Waits until everything queued is done.
     ///
     /// # Errors
@@ -247,6 +267,38 @@ pub trait Backend: Send + Sync + Sized + std::fmt::Debug + 'static {
         rows: usize,
         x: View<'_, Self::Data>,
         dy: View<'_, Self::Data>,
+    );
+
+    // ---- quantize: products in FP8 ------------------------------------------------------------------------------
+
+    /// `codes = e4m3(f(x) 448 / m)` and `scales = m / 448`, where `m` is the row's largest `|f(x)|` and `f` is GELU or nothing; x
+    /// and codes `[rows, width]`, scales `[rows]`. Rounds to nearest even, saturates; what is no number stays none. A row of
+    /// zeros has scale 1.
+    fn quantize_rows(
+        &self,
+        shape: &QuantizeShape,
+        x: View<'_, Self::Data>,
+        codes: ViewMut<'_, Self::Bytes>,
+        scales: ViewMut<'_, Self::Stat>,
+    );
+
+    /// Whether [`linear_fp8`](Self::linear_fp8) takes this layer and number of rows; chooses its algorithm where there is one
+    /// to choose.
+    ///
+    /// # Errors
+    /// Says what the device lacks, or which width is no multiple of [`FP8_GRANULE`](super::FP8_GRANULE).
+    fn prepare_linear_fp8(&self, layer: &Linear, rows: usize) -> Result<(), DeviceError>;
+
+    /// `y = x W^T + b` of quantised x `[rows, inputs]` and W `[outputs, inputs]`, sums in fp32; y `[rows, outputs]`. The bias
+    /// comes from `params`.
+    fn linear_fp8(
+        &self,
+        params: &Self::Data,
+        layer: &Linear,
+        rows: usize,
+        x: Quantized<'_, Self>,
+        weight: Quantized<'_, Self>,
+        y: ViewMut<'_, Self::Data>,
     );
 
     // ---- activations --------------------------------------------------------------------------------------------
@@ -385,27 +437,31 @@ pub trait Backend: Send + Sync + Sized + std::fmt::Debug + 'static {
         velocity: Option<ViewMut<'_, Self::Stat>>,
     );
 
-    /// `x̂0 = x_t - t v̂`, then `renoised = (1 - t̂) x̂0 + t̂ ε'` with fresh noise.
+    /// `x̂0 = x_t - t v̂` `[B, C, H, W]`, then `renoised = (1 - t̂) x̂0 + t̂ ε'` with fresh noise: from the tokens of one
+    /// network's velocity, channel last, to those that another embeds, channel first, whatever the order of `shape`. The noise
+    /// is that of [`normal`](Self::normal) over the latent.
     fn predict_x0_renoise(
         &self,
         step: &Self::Step,
         stream: Stream,
+        shape: &PatchShape,
         x_t: View<'_, Self::Stat>,
-        velocity: View<'_, Self::Stat>,
+        velocity: View<'_, Self::Data>,
         t: View<'_, Self::Stat>,
         t_hat: View<'_, Self::Stat>,
         x0_hat: ViewMut<'_, Self::Stat>,
-        renoised: ViewMut<'_, Self::Stat>,
+        renoised: ViewMut<'_, Self::Data>,
     );
 
-    /// `dv̂ = -t ((1 - t̂) d_renoised + d_x0_hat)`.
+    /// `dv̂ = -t ((1 - t̂) d_renoised + d_x0_hat)`, in the orders of [`predict_x0_renoise`](Self::predict_x0_renoise).
     fn predict_x0_renoise_backward(
         &self,
+        shape: &PatchShape,
         t: View<'_, Self::Stat>,
         t_hat: View<'_, Self::Stat>,
-        d_renoised: Option<View<'_, Self::Stat>>,
+        d_renoised: Option<View<'_, Self::Data>>,
         d_x0_hat: Option<View<'_, Self::Stat>>,
-        d_velocity: ViewMut<'_, Self::Stat>,
+        d_velocity: ViewMut<'_, Self::Data>,
     );
 
     /// One Euler step `x += dt v`, with classifier-free guidance `v = v_u + guidance (v_c - v_u)` where the

@@ -33,3 +33,11 @@ pub enum DeviceError {
         cause: String,
     },
 }
+
+impl DeviceError {
+    /// Products in FP8 are not possible here.
+    pub(super) fn no_fp8(device: &str, cause: impl std::fmt::Display) -> Self {
+        let cause = format!("{cause}; set ladd.teacher_precision to \"bf16\"");
+        Self::Failed { device: device.to_owned(), what: "planning a product in FP8".to_owned(), cause }
+    }
+}

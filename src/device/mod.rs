@@ -6,15 +6,16 @@ pub mod cpu;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 #[allow(unsafe_code)]
 pub mod cuda;
+pub mod e4m3;
 mod error;
 pub mod packed;
 mod shapes;
 mod view;
 
-pub use backend::{AdamwState, Backend, Branch, BranchGrad, Moment, NormGrad, NormOut};
+pub use backend::{AdamwState, Backend, Branch, BranchGrad, Moment, NormGrad, NormOut, Quantized};
 pub use error::DeviceError;
 pub use shapes::{
-    ADAMW_COUNTERS, AdalnShape, AdamwShape, AttentionShape, ConvShape, Groups, HINGE_STATS, HeadLogitsShape, HingeShape, HingeStat, Linear,
-    Modulation, PatchOrder, PatchShape, QkNormShape, StepValues, Stream,
+    ADAMW_COUNTERS, AdalnShape, AdamwShape, AttentionShape, ConvShape, FP8_GRANULE, Groups, HINGE_STATS, HeadLogitsShape, HingeShape,
+    HingeStat, Linear, Modulation, PatchOrder, PatchShape, QkNormShape, QuantizeShape, StepValues, Stream,
 };
 pub use view::{Storage, View, ViewMut};

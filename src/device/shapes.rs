@@ -1,6 +1,7 @@
 //! Descriptions of the operations: sizes, offsets into parameter arenas, small constants. All of them are fixed when a
 //! step is planned; what changes from step to step lives in device memory ([`StepValues`]).
 
+use super::DeviceError;
 use crate::ladd::AdversarialLoss;
 
 /// A dense layer inside a parameter arena: `y = x W^T + b`.
@@ -14,6 +15,31 @@ pub struct Linear {
     pub inputs: usize,
     /// Width of `y`.
     pub outputs: usize,
+}
+
+impl Linear {
+    /// Whether the layer's widths allow [`linear_fp8`](super::Backend::linear_fp8).
+    ///
+    /// # Errors
+    /// Names the width that is no multiple of [`FP8_GRANULE`].
+    pub(super) fn check_fp8(&self, device: &str) -> Result<(), DeviceError> {
+        let Some(bad) = [self.inputs, self.outputs].into_iter().find(|width| !width.is_multiple_of(FP8_GRANULE)) else { return Ok(()) };
+        Err(DeviceError::no_fp8(device, format!("a layer's width of {bad} is no multiple of {FP8_GRANULE}")))
+    }
+}
+
+/// Inputs and outputs of a layer whose product runs in FP8 are multiples of this: cuBLASLt wants rows of whole 16 bytes.
+pub const FP8_GRANULE: usize = 16;
+
+/// Rows to quantise to e4m3, each with a scale of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuantizeShape {
+    /// Number of rows.
+    pub rows: usize,
+    /// Values of a row.
+    pub width: usize,
+    /// Whether GELU (tanh approximation) comes first.
+    pub gelu: bool,
 }
 
 /// Joint attention over `image` tokens followed by `text` tokens; no mask, scale `1 / sqrt(head_dim)`.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::device::{Backend, StepValues, Storage};
 use crate::flow::philox::stream;
-use crate::model::{Activations, Inputs, Keep, Mmdit, Plan, Shape};
+use crate::model::{Activations, Image, ImageMut, Inputs, Keep, Mmdit, Plan, Shape};
 use crate::{Error, Result};
 
 /// The last of the thousand times SD3 counts, before the shift.
@@ -300,8 +300,9 @@ impl<B: Backend> Sampler<B> {
         let latent = if guided { self.doubled.part(0..2 * len) } else { self.x.part(0..len) };
         let (c, p) = (self.shape.text * model.config().context_dim, model.config().pooled_dim);
         let (context, pooled) = (self.context.part(0..rows * c), self.pooled.part(0..rows * p));
-        let inputs = Inputs { batch: rows, latent, t: self.t.part(0..rows), context, pooled };
-        model.forward(b, params, &inputs, &mut self.acts, Some(self.velocity.part_mut(0..rows * self.numel)));
+        let inputs = Inputs { batch: rows, image: Image::Latent(latent), t: self.t.part(0..rows), context, pooled };
+        let velocity = ImageMut::Latent(self.velocity.part_mut(0..rows * self.numel));
+        model.forward(b, params, &inputs, &mut self.acts, Some(velocity));
     }
 }
 

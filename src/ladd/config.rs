@@ -25,6 +25,17 @@ pub enum AdversarialLoss {
     NonSaturating,
 }
 
+/// What the frozen teacher's products are computed in while it judges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TeacherPrecision {
+    /// The device's own: bf16, on the processor fp32.
+    #[default]
+    Bf16,
+    /// The forward's products of the blocks in e4m3, with a scale for each row.
+    Fp8,
+}
+
 /// The LADD step (section `[ladd]` of the configuration).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -51,6 +62,8 @@ pub struct LaddConfig {
     pub distillation_weight: f32,
     /// Weight of the adversarial loss in the student's loss; 0 leaves a plain regression (the control experiment).
     pub adversarial_weight: f32,
+    /// Precision of the teacher's forward.
+    pub teacher_precision: TeacherPrecision,
 }
 
 impl Default for LaddConfig {
@@ -72,6 +85,7 @@ impl Default for LaddConfig {
             mismatch_weight: 0.0,
             distillation_weight: 0.0,
             adversarial_weight: 1.0,
+            teacher_precision: TeacherPrecision::Bf16,
         }
     }
 }

@@ -4,5 +4,5 @@ mod config;
 mod flops;
 mod step;
 
-pub use config::{AdversarialLoss, LaddConfig, Update};
+pub use config::{AdversarialLoss, LaddConfig, TeacherPrecision, Update};
 pub use step::{Batch, HostBatch, LaddStep, Phase};

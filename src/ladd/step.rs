@@ -5,10 +5,14 @@
 //! student's samples serve the heads detached and the student attached. Alternating updates run the two phases one after
 //! the other, the second with fresh draws from the updated student.
 
-use crate::device::{Backend, Groups, HINGE_STATS, HingeShape, Storage, ViewMut};
+use std::sync::Arc;
+
+use crate::device::{Backend, Groups, HINGE_STATS, HingeShape, PatchOrder, PatchShape, Storage, ViewMut};
 use crate::flow::philox::stream;
 use crate::ladd::LaddConfig;
-use crate::model::{Activations, Backward, Gradients, Heads, HeadsActivations, Inputs, Keep, Mmdit, Plan, Shape};
+use crate::model::{
+    Activations, Backward, Fp8Weights, Gradients, Heads, HeadsActivations, Image, ImageMut, Inputs, Keep, Mmdit, Plan, Shape,
+};
 use crate::train::{Checkpointed, Network};
 use crate::{Error, Result};
 
@@ -26,12 +30,12 @@ pub struct Batch<B: Backend> {
 }
 
 impl<B: Backend> Batch<B> {
-    /// The network's inputs for the first `samples` samples of `latents` at the times `t`, with this batch's text.
-    fn inputs<'a>(&'a self, samples: usize, latents: &'a B::Stat, t: &'a B::Stat) -> Inputs<'a, B> {
+    /// The network's inputs for the first `samples` samples of `image` at the times `t`, with this batch's text.
+    fn inputs<'a>(&'a self, samples: usize, image: Image<'a, B>, t: &'a B::Stat) -> Inputs<'a, B> {
         let part = |len: usize| 0..len / self.samples * samples;
         Inputs {
             batch: samples,
-            latent: latents.all(),
+            image,
             t: t.part(0..samples),
             context: self.context.part(part(self.context.len())),
             pooled: self.pooled.part(part(self.pooled.len())),
@@ -70,6 +74,8 @@ pub struct LaddStep<B: Backend> {
     taps: Vec<usize>,
     groups: Groups,
     shape: Shape,
+    /// Latents as the teacher reads them.
+    patches: PatchShape,
     numel: usize,
     context_len: usize,
     pooled_len: usize,
@@ -87,11 +93,14 @@ pub struct LaddStep<B: Backend> {
     /// `mean (x̂0 - x0)^2`.
     pub distillation: B::Stat,
     x_t: B::Stat,
-    velocity: B::Stat,
-    d_velocity: B::Stat,
     d_x0_hat: B::Stat,
-    d_renoised: B::Stat,
-    latents: B::Stat,
+    /// Real latents at the discriminator's times.
+    renoised_real: B::Stat,
+    /// Tokens: the student's velocity, what the teacher sees of all groups, gradients of both.
+    velocity: B::Data,
+    renoised: B::Data,
+    d_velocity: B::Data,
+    d_renoised: B::Data,
     d_logits_d: B::Stat,
     d_logits_g: B::Stat,
     d_features: Vec<B::Data>,
@@ -107,15 +116,17 @@ struct Judge<B: Backend> {
 }
 
 impl<B: Backend> LaddStep<B> {
-    /// Plans the step for micro-batches of `shape`.
+    /// Plans the step for micro-batches of `shape`. With `teacher_fp8`, the teacher's quantised weights, its forward multiplies
+    /// in FP8.
     ///
     /// # Errors
-    /// When the settings do not fit the models, or the device's memory is exhausted.
+    /// When the settings do not fit the models, the device has no products in FP8, or its memory is exhausted.
     pub fn new(
         b: &B,
         config: &LaddConfig,
         student: &Mmdit<B>,
         teacher: &Mmdit<B>,
+        teacher_fp8: Option<&Arc<Fp8Weights<B>>>,
         heads: &Heads,
         shape: Shape,
         checkpointed: Checkpointed,
@@ -125,6 +136,7 @@ impl<B: Backend> LaddStep<B> {
         let (s, t) = (student.config(), teacher.config());
         for (what, student, teacher) in [
             ("in_channels", s.in_channels, t.in_channels),
+            ("patch", s.patch, t.patch),
             ("context_dim", s.context_dim, t.context_dim),
             ("pooled_dim", s.pooled_dim, t.pooled_dim),
         ] {
@@ -140,6 +152,8 @@ impl<B: Backend> LaddStep<B> {
         let numel = t.in_channels * shape.height * shape.width;
         let grid = t.grid(shape.height, shape.width)?;
         let positions = grid.0 * grid.1;
+        let Shape { height, width, .. } = shape;
+        let patches = PatchShape { batch, channels: t.in_channels, height, width, patch: t.patch, order: PatchOrder::ChannelFirst };
         let adversarial = config.adversarial_weight > 0.0;
         let logits = if adversarial { taps.len() * samples * positions } else { 0 };
         let checkpoints = checkpointed.of(s.depth);
@@ -149,10 +163,15 @@ impl<B: Backend> LaddStep<B> {
             let checkpointed = checkpointed.of(blocks);
             let plan = Plan { shape: Shape { batch: samples, ..shape }, blocks, velocity: false, keep: Keep::Frozen, checkpointed };
             let backward = Plan { shape, ..plan };
-            Ok::<_, Error>(Judge {
-                teacher: (teacher.activations(b, plan)?, teacher.gradients(b, &backward)?),
-                heads: heads.activations(b, samples, grid)?,
-            })
+            let acts = match teacher_fp8 {
+                None => teacher.activations(b, plan)?,
+                Some(weights) => {
+                    // In alternating updates the student's own phase has its samples alone.
+                    teacher.prepare_fp8(b, &backward)?;
+                    teacher.activations_fp8(b, plan, weights)?
+                }
+            };
+            Ok::<_, Error>(Judge { teacher: (acts, teacher.gradients(b, &backward)?), heads: heads.activations(b, samples, grid)? })
         });
         let features = if adversarial { taps.len() } else { 0 };
         let feature_len = batch * positions * t.hidden();
@@ -164,11 +183,12 @@ impl<B: Backend> LaddStep<B> {
             stats: [b.alloc_stat(taps.len() * HINGE_STATS)?, b.alloc_stat(taps.len() * HINGE_STATS)?],
             distillation: b.alloc_stat(1)?,
             x_t: b.alloc_stat(batch * numel)?,
-            velocity: b.alloc_stat(batch * numel)?,
-            d_velocity: b.alloc_stat(batch * numel)?,
             d_x0_hat: b.alloc_stat(batch * numel)?,
-            d_renoised: b.alloc_stat(batch * numel)?,
-            latents: b.alloc_stat(samples * numel)?,
+            renoised_real: b.alloc_stat(batch * numel)?,
+            velocity: b.alloc_data(batch * numel)?,
+            renoised: b.alloc_data(samples * numel)?,
+            d_velocity: b.alloc_data(batch * numel)?,
+            d_renoised: b.alloc_data(batch * numel)?,
             d_logits_d: b.alloc_stat(logits)?,
             d_logits_g: b.alloc_stat(logits / groups.count())?,
             d_features: (0..features).map(|_| b.alloc_data(feature_len)).collect::<Result<_, _>>()?,
@@ -180,6 +200,7 @@ impl<B: Backend> LaddStep<B> {
             taps,
             groups,
             shape,
+            patches,
             numel,
             positions,
         })
@@ -240,7 +261,12 @@ impl<B: Backend> LaddStep<B> {
         b.fill(self.distillation.all_mut(), 0.0);
     }
 
-    /// Adds the gradients of one micro-batch, `share` of the step, to the networks' gradient arenas.
+    /// Adds the gradients of one micro-batch, `share` of the step, to the networks' gradient arenas. With `heads_done`, which
+    /// says that this micro-batch is the last to add to the heads' and that the student gets its gradient too, the heads are
+    /// updated as well: beside the student's backward, which no longer reads them.
+    ///
+    /// # Panics
+    /// When `heads_done` is said of a pass that is not [`Phase::Both`] or has no heads.
     pub fn run(
         &mut self,
         b: &B,
@@ -252,7 +278,9 @@ impl<B: Backend> LaddStep<B> {
         teacher_params: &B::Data,
         student: &mut Network<B>,
         heads: &mut Network<B>,
+        heads_done: bool,
     ) {
+        assert!(!heads_done || (phase == Phase::Both && self.judge.is_some()), "heads are done in a pass that trains both: {phase:?}");
         let (student_model, teacher_model, heads_model) = models;
         let groups = if phase == Phase::Student { Groups::FAKE } else { self.groups };
         let adversarial = self.judge.is_some();
@@ -272,7 +300,13 @@ impl<B: Backend> LaddStep<B> {
             if adversarial {
                 self.judge_backward(b, batch, (teacher_model, heads_model), teacher_params, &heads.params);
             }
-            self.student_backward(b, share, batch, student_model, student);
+            let mut of_student = |_: &mut ()| self.student_backward(b, share, batch, student_model, student);
+            if heads_done {
+                // The gradient went through the heads' weights as they were: only now may they change.
+                b.parallel(&mut (), of_student, |_| heads.update(b, step));
+            } else {
+                of_student(&mut ());
+            }
         }
     }
 
@@ -282,12 +316,13 @@ impl<B: Backend> LaddStep<B> {
         let n = self.shape.batch;
         b.timesteps(step, stream::STUDENT_T + offset, &self.config.student_t, self.t.all_mut());
         b.flow_noise(step, stream::STUDENT_NOISE + offset, None, batch.x0.all(), self.t.all(), self.x_t.all_mut(), None);
-        let inputs = batch.inputs(n, &self.x_t, &self.t);
-        model.forward(b, params, &inputs, &mut self.student.0, Some(self.velocity.all_mut()));
+        let inputs = batch.inputs(n, Image::Latent(self.x_t.all()), &self.t);
+        model.forward(b, params, &inputs, &mut self.student.0, Some(ImageMut::Tokens(self.velocity.all_mut())));
         b.timesteps(step, stream::RENOISE_T + offset, &self.config.renoise_t, self.t_hat.part_mut(0..n));
-        let renoised = self.latents.part_mut(0..n * self.numel);
+        let renoised = self.renoised.part_mut(0..n * self.numel);
         let (x_t, velocity, t, t_hat) = (self.x_t.all(), self.velocity.all(), self.t.all(), self.t_hat.part(0..n));
-        b.predict_x0_renoise(step, stream::RENOISE_FAKE + offset, x_t, velocity, t, t_hat, self.x0_hat.all_mut(), renoised);
+        let (stream, x0_hat) = (stream::RENOISE_FAKE + offset, self.x0_hat.all_mut());
+        b.predict_x0_renoise(step, stream, &self.patches, x_t, velocity, t, t_hat, x0_hat, renoised);
     }
 
     /// The groups made from real latents, all at the same `t̂` and with the same noise.
@@ -296,9 +331,9 @@ impl<B: Backend> LaddStep<B> {
         let (n, len) = (self.shape.batch, self.shape.batch * self.numel);
         for group in 1..groups.count() {
             let perturb = (groups.perturbed_index() == Some(group)).then_some((stream::PERTURBATION + offset, self.config.r1_sigma));
-            let latents = self.latents.part_mut(group * len..(group + 1) * len);
-            let t_hat = self.t_hat.part(0..n);
+            let (t_hat, latents) = (self.t_hat.part(0..n), self.renoised_real.all_mut());
             b.flow_noise(step, stream::RENOISE_REAL + offset, perturb, batch.x0.all(), t_hat, latents, None);
+            b.patchify(&self.patches, self.renoised_real.all(), self.renoised.part_mut(group * len..(group + 1) * len));
         }
         // One draw serves all groups; it is drawn again rather than copied within a buffer.
         for group in 1..groups.count() {
@@ -320,7 +355,7 @@ impl<B: Backend> LaddStep<B> {
     ) {
         let samples = groups.count() * self.shape.batch;
         let Some(judge) = &mut self.judge else { return };
-        let inputs = batch.inputs(samples, &self.latents, &self.t_hat);
+        let inputs = batch.inputs(samples, Image::Tokens(self.renoised.all()), &self.t_hat);
         teacher.forward(b, teacher_params, &inputs, &mut judge.teacher.0, None);
         let features: Vec<&B::Data> = self.taps.iter().map(|tap| judge.teacher.0.feature(*tap)).collect();
         heads.forward(b, heads_params, samples, &features, inputs.t, inputs.pooled, &mut judge.heads, &mut self.logits);
@@ -354,9 +389,9 @@ impl<B: Backend> LaddStep<B> {
         let features: Vec<&B::Data> = self.taps.iter().map(|tap| acts.feature(*tap)).collect();
         heads.backward_features(b, heads_params, n, &features, &self.d_logits_g, &mut judge.heads, &mut self.d_features);
         let d_features: Vec<_> = self.taps.iter().zip(&self.d_features).map(|(tap, d)| (*tap, d.all())).collect();
-        let inputs = batch.inputs(n, &self.latents, &self.t_hat);
-        let d_latent = Some(self.d_renoised.all_mut());
-        let pass = Backward { batch: n, d_velocity: None, d_features: &d_features, grads: None, d_latent };
+        let inputs = batch.inputs(n, Image::Tokens(self.renoised.all()), &self.t_hat);
+        let d_image = Some(ImageMut::Tokens(self.d_renoised.all_mut()));
+        let pass = Backward { batch: n, d_velocity: None, d_features: &d_features, grads: None, d_image };
         teacher.backward(b, teacher_params, &inputs, acts, room, pass);
     }
 
@@ -368,12 +403,12 @@ impl<B: Backend> LaddStep<B> {
         let d_renoised = self.judge.is_some().then(|| self.d_renoised.all());
         let d_x0_hat = (weight > 0.0).then(|| self.d_x0_hat.all());
         let (t, t_hat) = (self.t.all(), self.t_hat.part(0..self.shape.batch));
-        b.predict_x0_renoise_backward(t, t_hat, d_renoised, d_x0_hat, self.d_velocity.all_mut());
+        b.predict_x0_renoise_backward(&self.patches, t, t_hat, d_renoised, d_x0_hat, self.d_velocity.all_mut());
         let n = self.shape.batch;
-        let inputs = batch.inputs(n, &self.x_t, &self.t);
+        let inputs = batch.inputs(n, Image::Latent(self.x_t.all()), &self.t);
         let (acts, room) = &mut self.student;
-        let d_velocity = Some(self.d_velocity.all());
-        let pass = Backward { batch: n, d_velocity, d_features: &[], grads: Some(&mut student.grads), d_latent: None };
+        let d_velocity = Some(Image::Tokens(self.d_velocity.all()));
+        let pass = Backward { batch: n, d_velocity, d_features: &[], grads: Some(&mut student.grads), d_image: None };
         model.backward(b, &student.params, &inputs, acts, room, pass);
     }
 }

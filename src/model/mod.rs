@@ -10,4 +10,4 @@ pub use config::{FREQUENCIES, MLP_RATIO, ModelConfig, NORM_EPS};
 pub use flops::{Flops, HeadsPass, Pass};
 pub use heads::{Heads, HeadsActivations, HeadsShape};
 pub use layout::{Entry, Layout};
-pub use mmdit::{Activations, Backward, Gradients, Inputs, Keep, Mmdit, Plan, Shape};
+pub use mmdit::{Activations, Backward, Fp8Weights, Gradients, Image, ImageMut, Inputs, Keep, Mmdit, Plan, Shape};

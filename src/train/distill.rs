@@ -1,11 +1,12 @@
 //! The distillation: optimiser steps of the LADD step over micro-batches, its state, and what it reports.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::device::{Backend, DeviceError, HINGE_STATS, HingeStat, StepValues, Storage};
 use crate::flow::philox::{fill_normals, stream};
-use crate::ladd::{Batch, HostBatch, LaddConfig, LaddStep, Phase, Update};
-use crate::model::{Heads, HeadsShape, Mmdit, Shape};
+use crate::ladd::{Batch, HostBatch, LaddConfig, LaddStep, Phase, TeacherPrecision, Update};
+use crate::model::{Fp8Weights, Heads, HeadsShape, Mmdit, Shape};
 use crate::train::{Checkpointing, HeadStats, Network, OptimConfig, StepRecord};
 use crate::{Error, Result};
 
@@ -36,6 +37,8 @@ pub struct Distiller<B: Backend> {
     teacher_model: Mmdit<B>,
     heads_model: Heads,
     teacher_params: B::Data,
+    /// The teacher's weights once more, where its forward multiplies in FP8.
+    teacher_fp8: Option<Arc<Fp8Weights<B>>>,
     /// The student.
     pub student: Network<B>,
     /// The heads.
@@ -93,6 +96,12 @@ impl<B: Backend> Distiller<B> {
         let shape = HeadsShape { count: taps.len(), hidden: config.hidden(), width: settings.ladd.head_width, pooled: config.pooled_dim };
         let heads_model = Heads::new(shape);
         let heads_weights = initial_heads(&heads_model, settings.seed);
+        let judges = settings.ladd.adversarial_weight > 0.0;
+        let blocks = taps.last().map_or(1, |tap| tap + 1);
+        let teacher_fp8 = match settings.ladd.teacher_precision {
+            TeacherPrecision::Fp8 if judges => Some(Arc::new(teacher_model.quantize(b, &teacher_params, blocks)?)),
+            _ => None,
+        };
         Ok(Self {
             student,
             heads: Network::new(b, &heads_weights, &settings.heads, 1, 0.0)?,
@@ -101,6 +110,7 @@ impl<B: Backend> Distiller<B> {
             teacher_model,
             heads_model,
             teacher_params,
+            teacher_fp8,
             taps,
             plans: HashMap::new(),
             last_shape: None,
@@ -182,14 +192,16 @@ impl<B: Backend> Distiller<B> {
             heads.zero_gradients(b);
             plan.zero_statistics(b);
             for phase in phases {
-                for (batch, step) in batches {
-                    plan.run(b, *phase, step, share, batch, models, teacher_params, student, heads);
+                for (i, (batch, step)) in batches.iter().enumerate() {
+                    // All micro-batches of a step have the same learning rates and step number, which is what an update reads.
+                    let heads_done = *phase == Phase::Both && adversarial && i + 1 == batches.len();
+                    plan.run(b, *phase, step, share, batch, models, teacher_params, student, heads, heads_done);
                 }
                 let step = &batches[0].1;
                 if *phase != Phase::Heads {
                     student.update(b, step);
                 }
-                if *phase != Phase::Student && adversarial {
+                if *phase == Phase::Heads {
                     heads.update(b, step);
                 }
             }
@@ -202,7 +214,8 @@ impl<B: Backend> Distiller<B> {
     fn plan(&mut self, b: &B, shape: Shape, micro_batches: usize) -> Result<()> {
         if !self.plans.contains_key(&shape) {
             let models = (&self.student_model, &self.teacher_model, &self.heads_model);
-            let plan = |checkpointed| LaddStep::new(b, &self.settings.ladd, models.0, models.1, models.2, shape, checkpointed);
+            let fp8 = self.teacher_fp8.as_ref();
+            let plan = |checkpointed| LaddStep::new(b, &self.settings.ladd, models.0, models.1, fp8, models.2, shape, checkpointed);
             let step = self.settings.activation_checkpointing.plan(plan)?;
             self.plans.insert(shape, Planned { step, batches: Vec::new(), recordings: HashMap::new() });
         }

@@ -3,7 +3,7 @@
 use crate::device::{Backend, StepValues, Storage};
 use crate::flow::TimestepDistribution;
 use crate::flow::philox::{fill_normals, stream, uniform_at};
-use crate::model::{Activations, Backward, Gradients, Inputs, Keep, Mmdit, Plan, Shape};
+use crate::model::{Activations, Backward, Gradients, Image, ImageMut, Inputs, Keep, Mmdit, Plan, Shape};
 use crate::train::{Checkpointed, Checkpointing, Network, OptimConfig, PretrainRecord};
 use crate::{Error, Result};
 
@@ -130,13 +130,13 @@ impl<B: Backend> Pretrainer<B> {
         b.replay(&mut self.recording, || {
             b.timesteps(step, stream::PRETRAIN_T, &settings.timesteps, t.all_mut());
             b.flow_noise(step, stream::PRETRAIN_NOISE, None, x0.all(), t.all(), x_t.all_mut(), Some(target.all_mut()));
-            let inputs = Inputs { batch, latent: x_t.all(), t: t.all(), context: context.all(), pooled: pooled.all() };
-            model.forward(b, &network.params, &inputs, acts, Some(velocity.all_mut()));
+            let inputs = Inputs { batch, image: Image::Latent(x_t.all()), t: t.all(), context: context.all(), pooled: pooled.all() };
+            model.forward(b, &network.params, &inputs, acts, Some(ImageMut::Latent(velocity.all_mut())));
             b.fill(loss.all_mut(), 0.0);
             b.mse(velocity.all(), target.all(), 1.0, 1.0, Some(d_velocity.all_mut()), loss.all_mut());
             network.zero_gradients(b);
-            let (d_velocity, grads) = (Some(d_velocity.all()), Some(&mut network.grads));
-            let pass = Backward { batch, d_velocity, d_features: &[], grads, d_latent: None };
+            let (d_velocity, grads) = (Some(Image::Latent(d_velocity.all())), Some(&mut network.grads));
+            let pass = Backward { batch, d_velocity, d_features: &[], grads, d_image: None };
             model.backward(b, &network.params, &inputs, acts, room, pass);
             network.update(b, step);
         });

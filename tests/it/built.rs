@@ -67,7 +67,7 @@ fn machine_code(cuobjdump: &PathBuf, file: &str, fatbin: &[u8], arch: &str) -> B
 }
 
 /// Instructions that a kernel was written to use: part of its name, architecture, instruction.
-const EXPECTED: [(&str, &str, &str); 18] = [
+const EXPECTED: [(&str, &str, &str); 22] = [
     ("_x8", "sm_80", ".128"),
     ("_x8", "sm_90a", ".128"),
     ("_x4", "sm_80", ".128"),
@@ -86,6 +86,10 @@ const EXPECTED: [(&str, &str, &str); 18] = [
     ("conv3x3_large", "sm_80", "HMMA.16816"),
     ("conv3x3_large", "sm_80", "LDGSTS"),
     ("conv3x3_backward", "sm_80", "HMMA.16816"),
+    ("quantize_rows_x16", "sm_80", ".128"),
+    ("quantize_rows_x16", "sm_90a", ".128"),
+    ("quantize_rows_gelu_x16", "sm_90a", ".128"),
+    ("quantize_rows", "sm_90a", "F2FP.SATFINITE.E4M3"),
 ];
 
 /// Kernels that may use local memory: the range reduction of the double-precision sine keeps an array there.

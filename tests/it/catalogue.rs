@@ -1,8 +1,9 @@
 //! Every operation of the backend with operands of a given size: what the determinism tests and the benchmarks run.
 
 use ladd_fast::device::{
-    ADAMW_COUNTERS, AdalnShape, AdamwShape, AdamwState, AttentionShape, Backend, Branch, BranchGrad, ConvShape, Groups, HINGE_STATS,
-    HeadLogitsShape, HingeShape, Linear, Modulation, Moment, NormGrad, NormOut, PatchOrder, PatchShape, QkNormShape, StepValues, Storage,
+    ADAMW_COUNTERS, AdalnShape, AdamwShape, AdamwState, AttentionShape, Backend, Branch, BranchGrad, ConvShape, FP8_GRANULE, Groups,
+    HINGE_STATS, HeadLogitsShape, HingeShape, Linear, Modulation, Moment, NormGrad, NormOut, PatchOrder, PatchShape, QkNormShape,
+    QuantizeShape, Quantized, StepValues, Storage,
 };
 use ladd_fast::flow::TimestepDistribution;
 use ladd_fast::ladd::AdversarialLoss;
@@ -48,6 +49,11 @@ impl Sizes {
     /// Values of the batch's latents.
     fn latents(&self) -> usize {
         self.rows() * CHANNELS * PATCH * PATCH
+    }
+
+    fn patches(&self, order: PatchOrder) -> PatchShape {
+        let (height, width) = (self.grid.0 * PATCH, self.grid.1 * PATCH);
+        PatchShape { batch: self.batch, channels: CHANNELS, height, width, patch: PATCH, order }
     }
 }
 
@@ -165,6 +171,7 @@ pub fn entries<B: Backend>(b: &B, sizes: Sizes) -> Vec<Entry<'_, B>> {
     let mut all = Vec::new();
     let of = &mut List { b, s: sizes, all: &mut all };
     linear(of);
+    quantize(of);
     activations(of);
     attention(of);
     qk_norm(of);
@@ -243,6 +250,46 @@ fn linear<B: Backend>(of: &mut List<'_, '_, B>) {
         move |read_| {
             b.linear_backward_weight(&mut grads, &up, rows, x.all(), dy.all());
             read_stat(b, read_, &[&grads])
+        }
+    });
+}
+
+/// Products in FP8, where the device has them. Codes are a quarter of an fp32 value.
+fn quantize<B: Backend>(of: &mut List<'_, '_, B>) {
+    let (b, rows) = (of.b, of.s.rows());
+    let h = of.s.hidden().next_multiple_of(FP8_GRANULE);
+    let wide = MLP_RATIO * h;
+    let read_bytes = move |wanted: bool, codes: &B::Bytes| -> Vec<f32> {
+        let codes = if wanted { b.download_bytes(codes.all()).unwrap() } else { Vec::new() };
+        codes.into_iter().map(f32::from).collect()
+    };
+    for (name, width, gelu) in [("quantize_rows", h, false), ("quantize_rows_gelu", wide, true)] {
+        let n = rows * width;
+        of.add(name, traffic(n, n / 4 + rows), move |m| {
+            let (x, mut codes, mut scales) = (m.data(n), b.alloc_bytes(n).unwrap(), m.stat(rows));
+            let shape = QuantizeShape { rows, width, gelu };
+            move |read_| {
+                b.quantize_rows(&shape, x.all(), codes.all_mut(), scales.all_mut());
+                [read_bytes(read_, &codes), read_stat(b, read_, &[&scales])].concat()
+            }
+        });
+    }
+    let (up, len) = layer(h, wide);
+    if b.prepare_linear_fp8(&up, rows).is_err() {
+        return;
+    }
+    of.add("linear_fp8", Work::Flops(2 * rows * h * wide), move |m| {
+        let (params, x, mut y) = (m.data(len), m.data(rows * h), m.data(rows * wide));
+        let [(x_codes, x_scales), (w_codes, w_scales)] = [(rows, x.all()), (wide, params.part(0..wide * h))].map(|(rows, x)| {
+            let (mut codes, mut scales) = (b.alloc_bytes(rows * h).unwrap(), b.alloc_stat(rows).unwrap());
+            b.quantize_rows(&QuantizeShape { rows, width: h, gelu: false }, x, codes.all_mut(), scales.all_mut());
+            (codes, scales)
+        });
+        move |read_| {
+            let [x, weight] = [(&x_codes, &x_scales), (&w_codes, &w_scales)]
+                .map(|(codes, scales)| Quantized::<B> { codes: codes.all(), scales: scales.all() });
+            b.linear_fp8(&params, &up, rows, x, weight, y.all_mut());
+            read(b, read_, &[&y])
         }
     });
 }
@@ -368,8 +415,7 @@ fn adaln<B: Backend>(of: &mut List<'_, '_, B>) {
 fn embed<B: Backend>(of: &mut List<'_, '_, B>) {
     let (b, batch, grid, h, n) = (of.b, of.s.batch, of.s.grid, of.s.hidden(), of.s.latents());
     let (rows, image) = (of.s.rows(), of.s.image());
-    let order = PatchOrder::ChannelLast;
-    let shape = PatchShape { batch, channels: CHANNELS, height: grid.0 * PATCH, width: grid.1 * PATCH, patch: PATCH, order };
+    let shape = of.s.patches(PatchOrder::ChannelLast);
     of.add("patchify", traffic(n, n), move |m| {
         let (latent, mut tokens) = (m.stat(n), m.data(n));
         move |read_| {
@@ -425,20 +471,22 @@ fn flow<B: Backend>(of: &mut List<'_, '_, B>) {
             read_stat(b, read_, &[&x_t, &velocity])
         }
     });
-    of.add("predict_x0_renoise", traffic(0, 4 * n), move |m| {
-        let (step, x_t, velocity, t, t_hat) = (step(b), m.stat(n), m.stat(n), m.times(batch), m.times(batch));
-        let (mut x0_hat, mut renoised) = (m.stat(n), m.stat(n));
+    let patches = of.s.patches(PatchOrder::ChannelFirst);
+    of.add("predict_x0_renoise", traffic(2 * n, 2 * n), move |m| {
+        let (step, x_t, velocity, t, t_hat) = (step(b), m.stat(n), m.data(n), m.times(batch), m.times(batch));
+        let (mut x0_hat, mut renoised) = (m.stat(n), m.data(n));
         move |read_| {
-            b.predict_x0_renoise(&step, 4, x_t.all(), velocity.all(), t.all(), t_hat.all(), x0_hat.all_mut(), renoised.all_mut());
-            read_stat(b, read_, &[&x0_hat, &renoised])
+            let out = (x0_hat.all_mut(), renoised.all_mut());
+            b.predict_x0_renoise(&step, 4, &patches, x_t.all(), velocity.all(), t.all(), t_hat.all(), out.0, out.1);
+            [read_stat(b, read_, &[&x0_hat]), read(b, read_, &[&renoised])].concat()
         }
     });
-    of.add("predict_x0_renoise_backward", traffic(0, 3 * n), move |m| {
-        let (t, t_hat, d_renoised, d_x0_hat, mut d_velocity) = (m.times(batch), m.times(batch), m.stat(n), m.stat(n), m.stat(n));
+    of.add("predict_x0_renoise_backward", traffic(2 * n, n), move |m| {
+        let (t, t_hat, d_renoised, d_x0_hat, mut d_velocity) = (m.times(batch), m.times(batch), m.data(n), m.stat(n), m.data(n));
         move |read_| {
             let upstream = (Some(d_renoised.all()), Some(d_x0_hat.all()));
-            b.predict_x0_renoise_backward(t.all(), t_hat.all(), upstream.0, upstream.1, d_velocity.all_mut());
-            read_stat(b, read_, &[&d_velocity])
+            b.predict_x0_renoise_backward(&patches, t.all(), t_hat.all(), upstream.0, upstream.1, d_velocity.all_mut());
+            read(b, read_, &[&d_velocity])
         }
     });
     of.add("euler_cfg", traffic(0, 4 * n), move |m| {

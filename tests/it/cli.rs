@@ -216,6 +216,26 @@ fn a_whole_run_leaves_everything_behind() {
     assert!(out.join("results.json").is_file());
 }
 
+/// With the teacher judging in FP8: other gradients, so another student, and the settings say so.
+#[test]
+fn a_teacher_may_judge_in_fp8() {
+    let folder = TempDir::new().unwrap();
+    let student = |name: &str, precision: &str| {
+        let run = folder.path().join(name);
+        let set = format!("ladd.teacher_precision={precision}");
+        let device = if name.contains("emulated") { "emulated" } else { "cpu" };
+        succeed(&distill(run.to_str().unwrap(), &["--set", "distill.control=false", "--set", &set, "--device", device]));
+        assert!(text(&bytes(&run, "config.toml")).contains(&format!("teacher_precision = \"{precision}\"")));
+        bytes(&run, "student/student.safetensors")
+    };
+    let fp8 = student("fp8", "fp8");
+    assert!(fp8 == student("again", "fp8"), "the same settings, another student");
+    assert!(fp8 != student("bf16", "bf16"), "another precision, the same student");
+    student("emulated", "fp8");
+    let wrong = refuse(&distill("unused", &["--set", "ladd.teacher_precision=fp4"]));
+    assert!(wrong.contains("ladd.teacher_precision") && wrong.contains("fp4") && wrong.contains("`bf16` or `fp8`"), "{wrong}");
+}
+
 #[test]
 fn the_same_seed_gives_the_same_bytes_on_any_number_of_threads() {
     let folder = TempDir::new().unwrap();
@@ -247,7 +267,10 @@ fn resumed_like_uninterrupted(device: &str) {
     let folder = TempDir::new().unwrap();
     let run = folder.path().join("run");
     let name = run.to_str().unwrap();
-    succeed(&distill(name, &["--set", "distill.control=false", "--device", device]));
+    // Measured algorithms are kept beside the run; the CPU has none.
+    succeed(&distill(name, &["--set", "distill.control=false", "--set", "gemm_algorithms=measured", "--device", device]));
+    let algorithms = run.join("gemm_algorithms.json");
+    assert_eq!(algorithms.exists(), device != "cpu");
     let whole = bytes(&run, "student/student.safetensors");
     let metrics = text(&bytes(&run, "metrics.jsonl"));
 
@@ -256,8 +279,13 @@ fn resumed_like_uninterrupted(device: &str) {
     std::fs::remove_dir_all(run.join("student")).unwrap();
     let end = metrics.find("{\"kind\":\"step\",\"step\":5,").unwrap();
     std::fs::write(run.join("metrics.jsonl"), &metrics[..end + 20]).unwrap();
+    if device != "cpu" {
+        let kept = std::fs::read_to_string(&algorithms).unwrap();
+        std::fs::write(&algorithms, kept.replace("\"emulator\"", "\"another GPU\"")).unwrap();
+    }
     let output = run_resumed(name);
     assert!(output.contains("going on behind step 3"), "{output}");
+    assert_eq!(output.contains("measured on another GPU"), device != "cpu", "{output}");
     assert!(whole == bytes(&run, "student/student.safetensors"), "the resumed student differs");
     let again = text(&bytes(&run, "metrics.jsonl"));
     let steps = |text: &str| text.lines().filter(|l| l.starts_with("{\"kind\":\"step\"")).count();
@@ -267,6 +295,11 @@ fn resumed_like_uninterrupted(device: &str) {
         lines.map(|l| l[l.find("\"loss_d\"").unwrap()..].to_owned()).collect()
     };
     assert_eq!(losses(&again), losses(&metrics));
+    if device != "cpu" {
+        std::fs::write(&algorithms, "{").unwrap();
+        let error = refuse(&["distill", "--run", name, "--resume"]);
+        assert!(error.contains("gemm_algorithms.json") && error.contains("delete the file"), "{error}");
+    }
 }
 
 fn run_resumed(name: &str) -> String {

@@ -2,6 +2,7 @@
 
 pub mod accumulation;
 mod finite_differences;
+mod fp8;
 mod heads;
 mod resume;
 mod samplers;

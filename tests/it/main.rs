@@ -1,6 +1,7 @@
 //! Integration tests: one binary, generic over the backend, so that every device runs the same cases.
 
 mod abi;
+mod branches;
 #[cfg(feature = "cuda")]
 mod built;
 mod catalogue;

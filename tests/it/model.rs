@@ -1,6 +1,7 @@
 //! MMDiT: golden blocks and models, and properties that hold for every configuration.
 
 mod finite_differences;
+mod fp8;
 mod goldens;
 mod properties;
 

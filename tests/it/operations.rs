@@ -14,6 +14,7 @@ mod linear;
 mod patchify;
 mod philox;
 mod qk_norm;
+mod quantize;
 
 use crate::golden;
 
@@ -59,7 +60,7 @@ macro_rules! on_every_backend {
 pub(crate) use on_every_backend;
 
 /// Operations whose golden cases have a test; the test looks its cases up by operation and so runs all of them.
-const TESTED: [&str; 20] = [
+const TESTED: [&str; 22] = [
     "adaln",
     "adamw",
     "attention",
@@ -72,12 +73,14 @@ const TESTED: [&str; 20] = [
     "layer_norm",
     "leaky_relu",
     "linear",
+    "linear_fp8",
     "mse",
     "patchify",
     "philox",
     "pos_embed",
     "predict_x0_renoise",
     "qk_norm",
+    "quantize_rows",
     "silu",
     "timestep_embedding",
 ];

@@ -1,9 +1,11 @@
 //! A network on a bench: runs forward and backward from host values to host values, after a first pass of nothing but
 //! not-a-numbers, so that whatever a pass keeps or reuses without writing it shows.
 
-use ladd_fast::device::{Backend, Storage};
+use std::sync::Arc;
+
+use ladd_fast::device::{Backend, PatchOrder, PatchShape, Storage};
 use ladd_fast::flow::philox::fill_normals;
-use ladd_fast::model::{Backward, Inputs, Keep, Mmdit, ModelConfig, Plan, Shape};
+use ladd_fast::model::{Backward, Image, ImageMut, Inputs, Keep, Mmdit, ModelConfig, Plan, Shape};
 
 use crate::golden::{parameters, positions};
 
@@ -43,10 +45,14 @@ pub struct Options {
     pub checkpointed: usize,
     /// No gradients of weights.
     pub frozen: bool,
+    /// The products of the forward in FP8; only of a frozen network.
+    pub fp8: bool,
     /// Samples that take part in the backward: the first ones.
     pub batch: usize,
     /// How many more samples the buffers are planned for.
     pub spare: usize,
+    /// Whether images and their gradients go in and out as tokens.
+    pub tokens: bool,
 }
 
 /// What comes out.
@@ -161,7 +167,15 @@ impl<'a, B: Backend> Rig<'a, B> {
 
     /// All blocks, nothing saved, trained, the whole batch.
     pub fn whole(&self, inputs: &HostInputs) -> Options {
-        Options { blocks: self.model.config().depth, checkpointed: 0, frozen: false, batch: inputs.shape.batch, spare: 0 }
+        Options {
+            blocks: self.model.config().depth,
+            checkpointed: 0,
+            frozen: false,
+            fp8: false,
+            batch: inputs.shape.batch,
+            spare: 0,
+            tokens: false,
+        }
     }
 
     /// The velocity alone, as a sampler computes it.
@@ -171,9 +185,15 @@ impl<'a, B: Backend> Rig<'a, B> {
         let mut acts = self.model.activations(b, plan).unwrap();
         let (latent, t) = (stat(b, &inputs.latent), stat(b, &inputs.t));
         let (context, pooled) = (data(b, &inputs.context), data(b, &inputs.pooled));
-        let given = Inputs { batch: inputs.shape.batch, latent: latent.all(), t: t.all(), context: context.all(), pooled: pooled.all() };
+        let given = Inputs {
+            batch: inputs.shape.batch,
+            image: Image::Latent(latent.all()),
+            t: t.all(),
+            context: context.all(),
+            pooled: pooled.all(),
+        };
         let mut velocity = stat(b, &vec![f32::NAN; inputs.latent.len()]);
-        self.model.forward(b, &self.params, &given, &mut acts, Some(velocity.all_mut()));
+        self.model.forward(b, &self.params, &given, &mut acts, Some(ImageMut::Latent(velocity.all_mut())));
         b.download_stat(velocity.all()).unwrap()
     }
 
@@ -186,32 +206,54 @@ impl<'a, B: Backend> Rig<'a, B> {
         let poison_upstream = upstream.map(all);
         let keep = if options.frozen { Keep::Frozen } else { Keep::Everything };
         let plan = Plan { shape: poison.shape, blocks: options.blocks, velocity, keep, checkpointed: options.checkpointed };
-        let mut acts = self.model.activations(b, plan).unwrap();
+        let mut acts = match options.fp8 {
+            false => self.model.activations(b, plan).unwrap(),
+            true => {
+                let weights = Arc::new(self.model.quantize(b, &self.params, options.blocks).unwrap());
+                self.model.activations_fp8(b, plan, &weights).unwrap()
+            }
+        };
         let mut room = self.model.gradients(b, &plan).unwrap();
         let mut results = None;
         for (inputs, upstream, batch) in [(&poison, &poison_upstream, poison.shape.batch), (inputs, upstream, options.batch)] {
             let numel = inputs.latent.len();
             let (latent, t) = (stat(b, &inputs.latent), stat(b, &inputs.t));
             let (context, pooled) = (data(b, &inputs.context), data(b, &inputs.pooled));
-            let given =
-                Inputs { batch: inputs.shape.batch, latent: latent.all(), t: t.all(), context: context.all(), pooled: pooled.all() };
+            let Shape { batch: samples, height, width, .. } = inputs.shape;
+            let (channels, patch) = (self.model.config().in_channels, self.model.config().patch);
+            let patches = |batch, order| PatchShape { batch, channels, height, width, patch, order };
+            let [first, last] = [PatchOrder::ChannelFirst, PatchOrder::ChannelLast].map(|order| patches(samples, order));
+            let [mut tokens, mut velocity_tokens, mut d_velocity_tokens, mut d_tokens] = [(); 4].map(|()| data(b, &vec![f32::NAN; numel]));
+            b.patchify(&first, latent.all(), tokens.all_mut());
+            let image = if options.tokens { Image::Tokens(tokens.all()) } else { Image::Latent(latent.all()) };
+            let given = Inputs { batch: samples, image, t: t.all(), context: context.all(), pooled: pooled.all() };
             let mut predicted = stat(b, &vec![f32::NAN; numel]);
-            self.model.forward(b, &self.params, &given, &mut acts, velocity.then(|| predicted.all_mut()));
+            let out = if options.tokens { ImageMut::Tokens(velocity_tokens.all_mut()) } else { ImageMut::Latent(predicted.all_mut()) };
+            self.model.forward(b, &self.params, &given, &mut acts, velocity.then_some(out));
+            if options.tokens {
+                b.unpatchify(&last, velocity_tokens.all(), predicted.all_mut());
+            }
 
             let d_velocity = upstream.velocity.as_ref().map(|d| stat(b, d));
+            if let Some(d) = &d_velocity {
+                b.patchify(&last, d.all(), d_velocity_tokens.all_mut());
+            }
+            let d_velocity = d_velocity.as_ref().map(|d| match options.tokens {
+                true => Image::Tokens(d_velocity_tokens.all()),
+                false => Image::Latent(d.all()),
+            });
             let d_taps: Vec<_> = upstream.taps.iter().map(|(i, d)| (*i, data(b, d))).collect();
             let d_features: Vec<_> = d_taps.iter().map(|(i, d)| (*i, d.all())).collect();
             let mut d_latent = stat(b, &vec![f32::NAN; numel]);
             let mut grads = stat(b, &vec![0.0; self.weights.len()]);
             let feature = |values: &B::Data| b.download_data(values.part(0..values.len() / plan.shape.batch * inputs.shape.batch)).unwrap();
-            let pass = Backward {
-                batch,
-                d_velocity: d_velocity.as_ref().map(Storage::all),
-                d_features: &d_features,
-                grads: (!options.frozen).then_some(&mut grads),
-                d_latent: Some(d_latent.all_mut()),
-            };
+            let d_image = if options.tokens { ImageMut::Tokens(d_tokens.all_mut()) } else { ImageMut::Latent(d_latent.all_mut()) };
+            let grads_ = (!options.frozen).then_some(&mut grads);
+            let pass = Backward { batch, d_velocity, d_features: &d_features, grads: grads_, d_image: Some(d_image) };
             self.model.backward(b, &self.params, &given, &mut acts, &mut room, pass);
+            if options.tokens {
+                b.unpatchify(&patches(batch, PatchOrder::ChannelFirst), d_tokens.all(), d_latent.all_mut());
+            }
             results = Some(Results {
                 velocity: velocity.then(|| b.download_stat(predicted.all()).unwrap()),
                 taps: (0..options.blocks).map(|i| feature(acts.feature(i))).collect(),

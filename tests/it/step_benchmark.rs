@@ -6,23 +6,24 @@
 #[path = "../../benches/ladd_step/cases.rs"]
 mod cases;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ladd_fast::device::cpu::Cpu;
 use ladd_fast::device::cuda::Cuda;
-use ladd_fast::device::cuda::driver::{Address, Driver, Gemm, Grid, Kernel, Properties, Recorded, TensorMap, TensorSpec};
+use ladd_fast::device::cuda::driver::{Address, Driver, Gemm, GemmFp8, Grid, Kernel, Properties, Recorded, TensorMap, TensorSpec};
 use ladd_fast::device::cuda::emulated::{Emulated, Schedule};
 use ladd_fast::device::{Backend, DeviceError};
 
-use cases::{Case, Mode, Model};
+use cases::{Case, Mode, Model, Variant};
 
 const MODES: [Mode; 5] = [Mode::Simultaneous, Mode::Alternating, Mode::Sampling, Mode::Forward, Mode::ForwardBackward];
 
 fn tiny(mode: Mode, batch: usize) -> Case {
     let model = Model::named("tiny").unwrap();
     let (resolution, text) = (model.resolution, model.text);
-    Case { model, mode, batch, resolution, text, checkpointing: false }
+    Case { model, mode, batch, resolution, text, checkpointing: false, variant: Variant::default() }
 }
 
 /// The emulated device, counting the operations of the matrix products it is given.
@@ -36,6 +37,15 @@ impl Driver for Counting {
     fn gemm(&self, gemm: &Gemm) -> Result<(), DeviceError> {
         self.flops.fetch_add(2 * (gemm.rows * gemm.columns * gemm.depth) as u64, Ordering::Relaxed);
         self.inner.gemm(gemm)
+    }
+
+    fn prepare_gemm_fp8(&self, rows: usize, columns: usize, depth: usize) -> Result<(), DeviceError> {
+        self.inner.prepare_gemm_fp8(rows, columns, depth)
+    }
+
+    fn gemm_fp8(&self, gemm: &GemmFp8) -> Result<(), DeviceError> {
+        self.flops.fetch_add(2 * (gemm.rows * gemm.columns * gemm.depth) as u64, Ordering::Relaxed);
+        self.inner.gemm_fp8(gemm)
     }
 
     fn properties(&self) -> &Properties {
@@ -70,8 +80,24 @@ impl Driver for Counting {
         self.inner.launch(kernel, grid, parameters)
     }
 
+    fn keep_algorithms(&self, file: &Path) -> ladd_fast::Result<Option<String>> {
+        self.inner.keep_algorithms(file)
+    }
+
     fn tensor_map(&self, spec: &TensorSpec) -> Result<TensorMap, DeviceError> {
         self.inner.tensor_map(spec)
+    }
+
+    fn begin_branch(&self) -> Result<usize, DeviceError> {
+        self.inner.begin_branch()
+    }
+
+    fn end_branch(&self) -> Result<(), DeviceError> {
+        self.inner.end_branch()
+    }
+
+    fn join_branch(&self) -> Result<(), DeviceError> {
+        self.inner.join_branch()
     }
 
     fn begin_recording(&self) -> Result<(), DeviceError> {

@@ -174,3 +174,11 @@ LADD_KERNEL(mistake_race)
 // Fine in itself: launched with the wrong parameters.
 extern "C" __global__ void mistake_parameters(uint64_t, uint32_t, int) {}
 LADD_KERNEL(mistake_parameters)
+
+// Fine in itself: launched with more threads than it allows.
+extern "C" __global__ void __launch_bounds__(32 * 3, 2) mistake_bounds(uint64_t) {}
+LADD_KERNEL(mistake_bounds)
+
+// Registered behind one with bounds, whose bounds are not its own.
+extern "C" __global__ void mistake_no_bounds(uint64_t) {}
+LADD_KERNEL(mistake_no_bounds)

@@ -1,8 +1,11 @@
 //! Choosing the device: `--device`, or the configuration's `device`.
 
+use std::path::Path;
+
+use crate::config::GemmAlgorithms;
 use crate::device::cpu::Cpu;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
-use crate::device::cuda::Cuda;
+use crate::device::cuda::{Cuda, algorithms};
 use crate::device::{Backend, DeviceError};
 
 /// A device that a command runs on; see [`on_device!`].
@@ -28,11 +31,20 @@ macro_rules! on_device {
 pub(in crate::cli) use on_device;
 
 impl Device {
-    /// Opens the device of a name that the configuration accepts: `auto`, `cpu`, `cuda`, `cuda:N`.
+    /// Opens the device of a name that the configuration accepts: `auto`, `cpu`, `cuda`, `cuda:N`. Where not `deterministic`, a
+    /// GPU adds up sums as they come; the processor has no such mode.
     ///
     /// # Errors
     /// When it is not there, saying what to do. `auto` takes the first GPU that can be used, else the processor.
-    pub fn open(name: &str) -> Result<Self, DeviceError> {
+    pub fn open(name: &str, deterministic: bool) -> Result<Self, DeviceError> {
+        Ok(match Self::named(name)? {
+            #[cfg(any(feature = "cuda", feature = "emulator"))]
+            Self::Cuda(cuda) if !deterministic => Self::Cuda(cuda.without_order()),
+            device => device,
+        })
+    }
+
+    fn named(name: &str) -> Result<Self, DeviceError> {
         match name {
             "cpu" => Ok(Self::Cpu(Cpu::new())),
             "auto" => Ok(Self::gpu(0).unwrap_or_else(|cause| {
@@ -48,6 +60,22 @@ impl Device {
             }
             gpu => Self::gpu(gpu.strip_prefix("cuda:").and_then(|n| n.parse().ok()).unwrap_or(0)),
         }
+    }
+
+    /// Measures the algorithms of matrix products and keeps them in the run's folder, where the configuration wants it and the
+    /// device has any.
+    ///
+    /// # Errors
+    /// When the list of an earlier run is damaged.
+    #[cfg_attr(not(any(feature = "cuda", feature = "emulator")), allow(unused_variables))]
+    pub fn choose_algorithms(&self, how: GemmAlgorithms, run: &Path) -> crate::Result<()> {
+        #[cfg(any(feature = "cuda", feature = "emulator"))]
+        if let (Self::Cuda(cuda), GemmAlgorithms::Measured) = (self, how)
+            && let Some(warning) = cuda.measure_algorithms(&run.join(algorithms::FILE))?
+        {
+            tracing::warn!("{warning}");
+        }
+        Ok(())
     }
 
     #[cfg(feature = "cuda")]
@@ -76,4 +104,51 @@ fn has_gpu() -> bool {
 #[cfg(not(feature = "cuda"))]
 fn has_gpu() -> bool {
     false
+}
+
+#[cfg(test)]
+#[cfg(feature = "emulator")]
+mod tests {
+    use super::*;
+    use crate::device::{AttentionShape, Storage};
+
+    #[test]
+    fn the_order_of_sums_is_as_asked_for() {
+        for (name, deterministic) in [("emulated", true), ("emulated", false)] {
+            let Device::Cuda(cuda) = Device::open(name, deterministic).unwrap() else { panic!("{name} is no CUDA device") };
+            assert_eq!(cuda.is_ordered(), deterministic);
+        }
+        assert!(matches!(Device::open("cpu", false), Ok(Device::Cpu(_))));
+    }
+
+    /// The gradients of queries, keys and values of two blocks of keys, by kernels for Hopper.
+    fn gradients(deterministic: bool) -> [Vec<f32>; 3] {
+        let Ok(Device::Cuda(b)) = Device::open("emulated", deterministic) else { panic!("there is no emulator") };
+        let shape = AttentionShape { batch: 1, heads: 2, head_dim: 64, image: 200, text: 0, text_queries: false };
+        let (len, rows) = (200 * 128, 2 * 200);
+        let random = |stream: u32| {
+            let mut values = vec![0.0; len];
+            crate::flow::philox::fill_normals(3, 0, stream, 0, &mut values);
+            let mut buffer = b.alloc_data(len).unwrap();
+            b.upload_data(&values, buffer.all_mut());
+            buffer
+        };
+        let [q, k, v, d_out] = [1, 2, 3, 4].map(random);
+        let (mut out, mut lse) = (b.alloc_data(len).unwrap(), b.alloc_stat(rows).unwrap());
+        b.attention(&shape, [&q, &k, &v], &mut out, None, &mut lse);
+        let [mut dq, mut dk, mut dv] = [(); 3].map(|()| b.alloc_data(len).unwrap());
+        let (outs, d_outs) = ([Some(&out), None], [Some(&d_out), None]);
+        b.attention_backward(&shape, [&q, &k, &v], outs, &lse, d_outs, [&mut dq, &mut dk, &mut dv]);
+        [dq, dk, dv].map(|buffer| b.download_data(buffer.all()).unwrap())
+    }
+
+    /// fp32 sums in another order, rounded to bf16: at most an ulp apart here and there.
+    #[test]
+    fn both_orders_agree() {
+        let square = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>();
+        for (ordered, unordered) in gradients(true).iter().zip(gradients(false)) {
+            let distance = square(&mut ordered.iter().zip(&unordered).map(|(a, b)| a - b));
+            assert!(distance <= 4e-3_f64.powi(2) * square(&mut ordered.iter().copied()), "{distance}");
+        }
+    }
 }

@@ -3,9 +3,10 @@
 
 use rayon::prelude::*;
 
+use super::patchify::{patchify, unpatchify};
 use super::real::Real;
 use super::{GRAIN, simd};
-use crate::device::{StepValues, Stream};
+use crate::device::{PatchOrder, PatchShape, StepValues, Stream};
 use crate::flow::TimestepDistribution;
 use crate::flow::philox::{fill_normals, normal_at, uniform_at};
 
@@ -110,6 +111,7 @@ pub fn flow_noise<T: Real>(
 pub fn predict_x0_renoise<T: Real>(
     step: &StepValues,
     stream: Stream,
+    shape: &PatchShape,
     x_t: &[T],
     velocity: &[T],
     t: &[T],
@@ -117,34 +119,47 @@ pub fn predict_x0_renoise<T: Real>(
     x0_hat: &mut [T],
     renoised: &mut [T],
 ) {
-    let numel = x0_hat.len() / t.len();
+    let numel = shape.channels * shape.height * shape.width;
+    let mut latent = vec![T::ZERO; shape.batch * numel];
+    unpatchify(&PatchShape { order: PatchOrder::ChannelLast, ..*shape }, velocity, &mut latent);
     x0_hat.par_chunks_mut(numel).enumerate().for_each(|(b, x0_hat)| {
         let part = b * numel..(b + 1) * numel;
-        for ((x0_hat, x_t), v) in x0_hat.iter_mut().zip(&x_t[part.clone()]).zip(&velocity[part]) {
+        for ((x0_hat, x_t), v) in x0_hat.iter_mut().zip(&x_t[part.clone()]).zip(&latent[part]) {
             *x0_hat = *x_t - t[b] * *v;
         }
     });
     let x0_hat = &*x0_hat;
-    with_noise(step, stream, numel, renoised, |at, b, noise, out| {
+    with_noise(step, stream, numel, &mut latent, |at, b, noise, out| {
         for ((out, x0), n) in out.iter_mut().zip(&x0_hat[at..]).zip(noise) {
             *out = (T::ONE - t_hat[b]) * *x0 + t_hat[b] * T::from_f32(*n);
         }
     });
+    patchify(&PatchShape { order: PatchOrder::ChannelFirst, ..*shape }, &latent, renoised);
 }
 
-pub fn predict_x0_renoise_backward<T: Real>(t: &[T], t_hat: &[T], d_renoised: Option<&[T]>, d_x0_hat: Option<&[T]>, d_velocity: &mut [T]) {
-    let numel = d_velocity.len() / t.len();
-    d_velocity.par_chunks_mut(numel).enumerate().for_each(|(b, dv)| {
-        let part = b * numel..(b + 1) * numel;
+pub fn predict_x0_renoise_backward<T: Real>(
+    shape: &PatchShape,
+    t: &[T],
+    t_hat: &[T],
+    d_renoised: Option<&[T]>,
+    d_x0_hat: Option<&[T]>,
+    d_velocity: &mut [T],
+) {
+    let numel = shape.channels * shape.height * shape.width;
+    let mut latent = vec![T::ZERO; shape.batch * numel];
+    if let Some(d) = d_renoised {
+        unpatchify(&PatchShape { order: PatchOrder::ChannelFirst, ..*shape }, d, &mut latent);
+    }
+    latent.par_chunks_mut(numel).enumerate().for_each(|(b, dv)| {
         let through_noise = -t[b] * (T::ONE - t_hat[b]);
-        match d_renoised {
-            Some(d) => dv.iter_mut().zip(&d[part.clone()]).for_each(|(dv, d)| *dv = through_noise * *d),
-            None => dv.fill(T::ZERO),
+        if d_renoised.is_some() {
+            dv.iter_mut().for_each(|dv| *dv = through_noise * *dv);
         }
         if let Some(d) = d_x0_hat {
-            dv.iter_mut().zip(&d[part]).for_each(|(dv, d)| *dv -= t[b] * *d);
+            dv.iter_mut().zip(&d[b * numel..(b + 1) * numel]).for_each(|(dv, d)| *dv -= t[b] * *d);
         }
     });
+    patchify(&PatchShape { order: PatchOrder::ChannelLast, ..*shape }, &latent, d_velocity);
 }
 
 pub fn euler_cfg<T: Real>(x: &mut [T], velocity: &[T], unconditional: Option<&[T]>, guidance: T, dt: T) {

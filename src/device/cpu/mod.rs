@@ -16,6 +16,7 @@ mod linear;
 mod matmul;
 mod patchify;
 mod qk_norm;
+mod quantize;
 mod real;
 mod reduce;
 
@@ -24,9 +25,10 @@ use std::sync::Mutex;
 pub use real::Real;
 
 use super::shapes::{
-    AdalnShape, AdamwShape, AttentionShape, ConvShape, HeadLogitsShape, HingeShape, Linear, PatchShape, QkNormShape, StepValues, Stream,
+    AdalnShape, AdamwShape, AttentionShape, ConvShape, HeadLogitsShape, HingeShape, Linear, PatchShape, QkNormShape, QuantizeShape,
+    StepValues, Stream,
 };
-use super::{AdamwState, Backend, Branch, BranchGrad, DeviceError, NormGrad, NormOut, Storage, View, ViewMut};
+use super::{AdamwState, Backend, Branch, BranchGrad, DeviceError, NormGrad, NormOut, Quantized, Storage, View, ViewMut};
 use crate::flow::TimestepDistribution;
 
 /// Elements of one task of an elementwise operation: 32 KB of f32, which stays in the first cache with its operands.
@@ -235,6 +237,29 @@ impl<T: Real> Backend for Cpu<T> {
         linear::linear_backward_weight(grads, layer, rows, x.slice(), dy.slice());
     }
 
+    fn quantize_rows(&self, shape: &QuantizeShape, x: In<'_, T>, codes: ViewMut<'_, Buffer<u8>>, scales: Out<'_, T>) {
+        quantize::quantize_rows(shape, x.slice(), codes.slice(), scales.slice());
+    }
+
+    fn prepare_linear_fp8(&self, layer: &Linear, _: usize) -> Result<(), DeviceError> {
+        layer.check_fp8(&self.name())
+    }
+
+    fn linear_fp8(
+        &self,
+        params: &Buffer<T>,
+        layer: &Linear,
+        rows: usize,
+        x: Quantized<'_, Self>,
+        weight: Quantized<'_, Self>,
+        y: Out<'_, T>,
+    ) {
+        let (inputs, outputs) = (layer.inputs, layer.outputs);
+        let x = (&x.codes.slice()[..rows * inputs], &x.scales.slice()[..rows]);
+        let weight = (&weight.codes.slice()[..outputs * inputs], &weight.scales.slice()[..outputs]);
+        self.with_scratch((rows + outputs) * inputs, |room| quantize::linear_fp8(params, layer, rows, x, weight, y.slice(), room));
+    }
+
     fn silu(&self, x: In<'_, T>, y: Out<'_, T>) {
         activation::silu(x.slice(), y.slice());
     }
@@ -393,6 +418,7 @@ impl<T: Real> Backend for Cpu<T> {
         &self,
         step: &StepValues,
         stream: Stream,
+        shape: &PatchShape,
         x_t: In<'_, T>,
         velocity: In<'_, T>,
         t: In<'_, T>,
@@ -401,11 +427,12 @@ impl<T: Real> Backend for Cpu<T> {
         renoised: Out<'_, T>,
     ) {
         let (t, t_hat) = (t.slice(), t_hat.slice());
-        flow_noise::predict_x0_renoise(step, stream, x_t.slice(), velocity.slice(), t, t_hat, x0_hat.slice(), renoised.slice());
+        flow_noise::predict_x0_renoise(step, stream, shape, x_t.slice(), velocity.slice(), t, t_hat, x0_hat.slice(), renoised.slice());
     }
 
     fn predict_x0_renoise_backward(
         &self,
+        shape: &PatchShape,
         t: In<'_, T>,
         t_hat: In<'_, T>,
         d_renoised: Option<In<'_, T>>,
@@ -413,7 +440,7 @@ impl<T: Real> Backend for Cpu<T> {
         d_velocity: Out<'_, T>,
     ) {
         let (d_renoised, d_x0_hat) = (d_renoised.map(View::slice), d_x0_hat.map(View::slice));
-        flow_noise::predict_x0_renoise_backward(t.slice(), t_hat.slice(), d_renoised, d_x0_hat, d_velocity.slice());
+        flow_noise::predict_x0_renoise_backward(shape, t.slice(), t_hat.slice(), d_renoised, d_x0_hat, d_velocity.slice());
     }
 
     fn euler_cfg(&self, x: Out<'_, T>, velocity: In<'_, T>, unconditional: Option<In<'_, T>>, guidance: f32, dt: f32) {

@@ -286,7 +286,6 @@ pub struct FlowNoiseParams {
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct RenoiseParams {
-    pub numel: u64,
     pub step: DevicePtr,
     pub x_t: DevicePtr,
     pub velocity: DevicePtr,
@@ -296,17 +295,24 @@ pub struct RenoiseParams {
     pub renoised: DevicePtr,
     pub stream: u32,
     pub batch: u32,
+    pub channels: u32,
+    pub height: u32,
+    pub width: u32,
+    pub patch: u32,
 }
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct RenoiseBackwardParams {
-    pub numel: u64,
     pub t: DevicePtr,
     pub t_hat: DevicePtr,
     pub d_renoised: DevicePtr,
     pub d_x0_hat: DevicePtr,
     pub d_velocity: DevicePtr,
     pub batch: u32,
+    pub channels: u32,
+    pub height: u32,
+    pub width: u32,
+    pub patch: u32,
     pub unused: u32,
 }
 #[repr(C)]
@@ -320,6 +326,8 @@ pub struct EulerParams {
     pub dt: f32,
 }
 pub const FLOW_THREADS: _bindgen_ty_10 = 256;
+pub const RENOISE_TOKENS: _bindgen_ty_10 = 32;
+pub const RENOISE_PAD: _bindgen_ty_10 = 2;
 pub type _bindgen_ty_10 = ::std::os::raw::c_uint;
 pub const HINGE_SUMS: _bindgen_ty_11 = 7;
 pub type _bindgen_ty_11 = ::std::os::raw::c_uint;
@@ -541,6 +549,20 @@ pub const NORM_MAX_PARTS: _bindgen_ty_17 = 1024;
 pub type _bindgen_ty_17 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct QuantizeRowsParams {
+    pub x: DevicePtr,
+    pub codes: DevicePtr,
+    pub scales: DevicePtr,
+    pub rows: u32,
+    pub width: u32,
+}
+pub const QUANTIZE_WIDTH: _bindgen_ty_18 = 16;
+pub const QUANTIZE_ROWS: _bindgen_ty_18 = 4;
+pub const QUANTIZE_MAX_THREADS: _bindgen_ty_18 = 640;
+pub const QUANTIZE_ANY_THREADS: _bindgen_ty_18 = 128;
+pub type _bindgen_ty_18 = ::std::os::raw::c_uint;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct FillParams {
     pub len: u64,
     pub out: DevicePtr,
@@ -554,5 +576,5 @@ pub struct CastParams {
     pub x: DevicePtr,
     pub out: DevicePtr,
 }
-pub const MEMORY_THREADS: _bindgen_ty_18 = 256;
-pub type _bindgen_ty_18 = ::std::os::raw::c_uint;
+pub const MEMORY_THREADS: _bindgen_ty_19 = 256;
+pub type _bindgen_ty_19 = ::std::os::raw::c_uint;

@@ -2,8 +2,10 @@
 //! `emulated::Emulated`, which runs the same kernels on the CPU. Both take exactly the arguments of
 //! `cuLaunchKernel`, so that grids, shared memory, tensor maps and parameters are tested on machines without a GPU.
 //!
-//! Work is queued in order on one stream; a call that only queues returns at once, and a failure that shows later is
+//! Work is queued in order, but for branches; a call that only queues returns at once, and a failure that shows later is
 //! reported by [`synchronize`](Driver::synchronize) or [`read`](Driver::read).
+
+use std::path::Path;
 
 use crate::device::DeviceError;
 
@@ -104,6 +106,30 @@ pub struct Gemm {
     pub epilogue: Epilogue,
 }
 
+/// `out = (a bᵀ) a_scale b_scale + bias` with e4m3 operands, both row-major without gaps and with a scale for each row; sums in
+/// fp32, `out` bf16 `[rows, columns]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GemmFp8 {
+    /// Rows of the result.
+    pub rows: usize,
+    /// Columns of the result.
+    pub columns: usize,
+    /// Length of the sums.
+    pub depth: usize,
+    /// Codes `[rows, depth]`.
+    pub a: Address,
+    /// Their scales `[rows]`, fp32.
+    pub a_scales: Address,
+    /// Codes `[columns, depth]`.
+    pub b: Address,
+    /// Their scales `[columns]`, fp32.
+    pub b_scales: Address,
+    /// The bias `[columns]`, bf16.
+    pub bias: Address,
+    /// The result.
+    pub out: Address,
+}
+
 /// A tensor for the copy engine (TMA): up to five dimensions, innermost first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorSpec {
@@ -140,13 +166,24 @@ pub struct Properties {
 }
 
 impl Properties {
+    /// Why no product in FP8 is possible here, if so. What newer GPUs can do is cuBLASLt's to say.
+    pub fn lacks_fp8(&self) -> Option<String> {
+        let (major, minor) = self.capability;
+        (self.capability < (8, 9)).then(|| format!("tensor cores multiply FP8 from compute capability 8.9 on, this is {major}.{minor}"))
+    }
+
     /// Whether the kernels for Hopper (`sm_90a`: TMA, wgmma) run here.
     pub fn hopper(&self) -> bool {
         self.capability == (9, 0)
     }
 }
 
-/// A CUDA driver with one device and one stream.
+/// How many branches may lie within one another: the main one, one beside it, one beside a part of either.
+pub const LANES: usize = 3;
+
+/// A CUDA driver with one device. What is queued runs in order, except for branches: between
+/// [`begin_branch`](Driver::begin_branch) and [`end_branch`](Driver::end_branch) stands what may run beside what follows up
+/// to [`join_branch`](Driver::join_branch). Both begin behind everything before, and everything later follows both.
 pub trait Driver: Send + Sync + std::fmt::Debug {
     /// What the device can do.
     fn properties(&self) -> &Properties;
@@ -193,11 +230,50 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// When no algorithm fits the shapes and alignments.
     fn gemm(&self, gemm: &Gemm) -> Result<(), DeviceError>;
 
+    /// From now on measures the algorithms of each new kind of product and keeps the choice in `file`; what the file holds is
+    /// taken from there. Returns a warning where it was made elsewhere and is left aside.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is damaged.
+    fn keep_algorithms(&self, file: &Path) -> crate::Result<Option<String>>;
+
+    /// Chooses how products in FP8 of this size are computed; addresses are not looked at.
+    ///
+    /// # Errors
+    /// Says why there is no way.
+    fn prepare_gemm_fp8(&self, rows: usize, columns: usize, depth: usize) -> Result<(), DeviceError>;
+
+    /// Queues a product in FP8.
+    ///
+    /// # Errors
+    /// When there is no way to compute it.
+    fn gemm_fp8(&self, gemm: &GemmFp8) -> Result<(), DeviceError>;
+
     /// Encodes a tensor map.
     ///
     /// # Errors
     /// When addresses, strides or tile sizes break the copy engine's rules.
     fn tensor_map(&self, spec: &TensorSpec) -> Result<TensorMap, DeviceError>;
+
+    /// Begins a branch and says in which lane, from 1: work of one lane is in order, whatever branch it belongs to. At
+    /// most `LANES - 1` branches lie within one another. Until they are joined nothing is uploaded, downloaded or waited
+    /// for, and memory that is given back gets no new user.
+    ///
+    /// # Errors
+    /// When it cannot be queued, or too many branches are open.
+    fn begin_branch(&self) -> Result<usize, DeviceError>;
+
+    /// Ends the innermost branch that was begun: what follows runs beside it.
+    ///
+    /// # Errors
+    /// When none was begun.
+    fn end_branch(&self) -> Result<(), DeviceError>;
+
+    /// What is queued from now on follows the innermost branch that was ended.
+    ///
+    /// # Errors
+    /// When none was ended, or it cannot be queued.
+    fn join_branch(&self) -> Result<(), DeviceError>;
 
     /// Begins to record instead of to run what is queued by this thread.
     ///

@@ -8,6 +8,7 @@
 // Some constants are for the kernels alone.
 #[allow(missing_docs, non_upper_case_globals, non_camel_case_types, dead_code)]
 mod abi;
+pub mod algorithms;
 #[cfg(feature = "cuda")]
 pub mod built;
 pub mod driver;
@@ -19,6 +20,7 @@ pub mod policy;
 #[cfg(feature = "cuda")]
 pub mod real;
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use bytemuck::Pod;
@@ -26,16 +28,17 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 
 use abi::StepParams;
-use driver::{Address, Driver, Gemm, Grid, Kernel, Properties, Recorded, TensorMap, TensorSpec};
+use driver::{Address, Driver, Gemm, GemmFp8, Grid, Kernel, LANES, Properties, Recorded, TensorMap, TensorSpec};
 pub use memory::Buffer;
 use memory::Located;
 use ops::{In, Out, StatIn, StatOut};
 use policy::Choices;
 
 use super::shapes::{
-    AdalnShape, AdamwShape, AttentionShape, ConvShape, HeadLogitsShape, HingeShape, Linear, PatchShape, QkNormShape, StepValues, Stream,
+    AdalnShape, AdamwShape, AttentionShape, ConvShape, HeadLogitsShape, HingeShape, Linear, PatchShape, QkNormShape, QuantizeShape,
+    StepValues, Stream,
 };
-use super::{AdamwState, Backend, Branch, BranchGrad, DeviceError, NormGrad, NormOut, Storage, View, ViewMut};
+use super::{AdamwState, Backend, Branch, BranchGrad, DeviceError, NormGrad, NormOut, Quantized, Storage, View, ViewMut};
 use crate::flow::TimestepDistribution;
 
 /// Blocks per multiprocessor of a grid that strides over its data: enough to fill the device, few enough that each
@@ -51,8 +54,9 @@ pub struct Cuda {
     driver: Arc<dyn Driver>,
     /// The first failure; every later operation is dropped, and the next wait reports it.
     failed: Mutex<Option<DeviceError>>,
-    scratch: Mutex<Scratch>,
+    scratch: Mutex<Lanes>,
     replays: bool,
+    branches: bool,
     ordered: bool,
     choices: Choices,
 }
@@ -69,6 +73,16 @@ pub enum Recording {
     Ready(Box<dyn Recorded>),
 }
 
+/// Scratch memory of every lane: operations of different lanes run side by side.
+#[derive(Debug, Default)]
+struct Lanes {
+    scratch: [Scratch; LANES],
+    /// The lane of what is being queued.
+    current: usize,
+    /// Branches that are not joined yet.
+    open: usize,
+}
+
 /// Memory for intermediate results within one operation. Outgrown buffers are kept: a recording may still name them.
 #[derive(Debug, Default)]
 struct Scratch {
@@ -80,7 +94,7 @@ impl Cuda {
     /// The backend over a driver, with the variants of kernels that the environment forces.
     pub fn new(driver: Arc<dyn Driver>) -> Self {
         let choices = Choices::from_environment();
-        Self { driver, failed: Mutex::default(), scratch: Mutex::default(), replays: true, ordered: true, choices }
+        Self { driver, failed: Mutex::default(), scratch: Mutex::default(), replays: true, branches: true, ordered: true, choices }
     }
 
     /// The backend on a GPU of this machine.
@@ -98,6 +112,12 @@ impl Cuda {
         Self { replays: false, ..self }
     }
 
+    /// Runs branches one after the other ([`Backend::parallel`]), for comparisons and profilers. The bits are the same.
+    #[must_use]
+    pub fn without_branches(self) -> Self {
+        Self { branches: false, ..self }
+    }
+
     /// Lets sums over blocks be added up in whatever order they come, where that is faster (the gradient of attention's
     /// queries on Hopper). Runs then differ in their last bits.
     #[must_use]
@@ -105,10 +125,25 @@ impl Cuda {
         Self { ordered: false, ..self }
     }
 
+    /// Whether all sums are added up in a fixed order.
+    pub fn is_ordered(&self) -> bool {
+        self.ordered
+    }
+
     /// Another backend on the same device, with other variants of kernels: buffers of either serve both.
     #[must_use]
     pub fn choosing(&self, choices: Choices) -> Self {
-        Self { choices, replays: self.replays, ordered: self.ordered, ..Self::new(self.driver.clone()) }
+        Self { choices, replays: self.replays, branches: self.branches, ordered: self.ordered, ..Self::new(self.driver.clone()) }
+    }
+
+    /// Measures cuBLASLt's algorithms from now on, each kind of product when it is first queued, and keeps the choices in
+    /// `file`; those that it holds already are taken from there. Returns a warning where the file was made on another device
+    /// or with another version of cuBLASLt and is left aside. Not for a backend that has recordings.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is damaged.
+    pub fn measure_algorithms(&self, file: &Path) -> crate::Result<Option<String>> {
+        self.driver.keep_algorithms(file)
     }
 
     /// What the device can do.
@@ -167,6 +202,13 @@ impl Cuda {
         }
     }
 
+    /// Queues a product in FP8.
+    fn gemm_fp8(&self, gemm: &GemmFp8) {
+        if self.check().is_ok() {
+            self.note(self.driver.gemm_fp8(gemm));
+        }
+    }
+
     /// Encodes a tensor map; `None` when that failed, which is then noted.
     fn tensor_map(&self, spec: &TensorSpec) -> Option<TensorMap> {
         self.note(self.driver.tensor_map(spec))
@@ -181,7 +223,9 @@ impl Cuda {
     /// `bytes` bytes for the operation being queued; the next operation may overwrite them. 256-byte aligned, not zeroed.
     /// `None` when there is no more memory, which is then noted.
     fn scratch(&self, bytes: usize) -> Option<Address> {
-        let mut scratch = self.scratch.lock().ok()?;
+        let mut lanes = self.scratch.lock().ok()?;
+        let current = lanes.current;
+        let scratch = &mut lanes.scratch[current];
         if scratch.current.as_ref().is_none_or(|buffer| buffer.len() < bytes) {
             let grown = self.note(Buffer::new(&self.driver, bytes.next_power_of_two().max(SCRATCH_ALIGNMENT)))?;
             let outgrown = scratch.current.replace(grown);
@@ -190,6 +234,32 @@ impl Cuda {
         // The last bytes of the buffer: on the emulator, memory behind them is inaccessible.
         let rounded = bytes.next_multiple_of(SCRATCH_ALIGNMENT);
         scratch.current.as_ref().map(|buffer| buffer.address() + (buffer.len() - rounded) as u64)
+    }
+
+    /// Begins a branch and says from which lane; `None` where its work is to be queued in order.
+    fn begin_branch(&self) -> Option<usize> {
+        if !self.branches || self.check().is_err() || self.scratch.lock().ok()?.open + 1 == LANES {
+            return None;
+        }
+        let lane = self.note(self.driver.begin_branch())?;
+        let mut lanes = self.scratch.lock().ok()?;
+        lanes.open += 1;
+        Some(std::mem::replace(&mut lanes.current, lane))
+    }
+
+    /// Goes back to the lane that a branch was begun from.
+    fn end_branch(&self, lane: usize) {
+        self.note(self.driver.end_branch());
+        if let Ok(mut lanes) = self.scratch.lock() {
+            lanes.current = lane;
+        }
+    }
+
+    fn join_branch(&self) {
+        self.note(self.driver.join_branch());
+        if let Ok(mut lanes) = self.scratch.lock() {
+            lanes.open -= 1;
+        }
     }
 
     /// A grid for `threads` threads of work in blocks of `block`, at most as many as fill the device a few times over:
@@ -306,6 +376,19 @@ impl Backend for Cuda {
         }
     }
 
+    fn parallel<S>(&self, shared: &mut S, main: impl FnOnce(&mut S), side: impl FnOnce(&mut S)) {
+        // The side comes first: it is the shorter one, and its kernels then stand in the queues before the long ones.
+        let Some(lane) = self.begin_branch() else {
+            side(shared);
+            main(shared);
+            return;
+        };
+        side(shared);
+        self.end_branch(lane);
+        main(shared);
+        self.join_branch();
+    }
+
     fn synchronize(&self) -> Result<(), DeviceError> {
         self.check()?;
         self.driver.synchronize()
@@ -345,6 +428,26 @@ impl Backend for Cuda {
 
     fn linear_backward_weight(&self, grads: &mut Buffer<f32>, layer: &Linear, rows: usize, x: In<'_>, dy: In<'_>) {
         ops::linear::linear_backward_weight(self, grads, layer, rows, x, dy);
+    }
+
+    fn quantize_rows(&self, shape: &QuantizeShape, x: In<'_>, codes: ViewMut<'_, Buffer<u8>>, scales: StatOut<'_>) {
+        ops::quantize::quantize_rows(self, shape, x, codes, scales);
+    }
+
+    fn prepare_linear_fp8(&self, layer: &Linear, rows: usize) -> Result<(), DeviceError> {
+        ops::quantize::prepare_linear_fp8(self, layer, rows)
+    }
+
+    fn linear_fp8(
+        &self,
+        params: &Buffer<bf16>,
+        layer: &Linear,
+        rows: usize,
+        x: Quantized<'_, Cuda>,
+        weight: Quantized<'_, Cuda>,
+        y: Out<'_>,
+    ) {
+        ops::quantize::linear_fp8(self, params, layer, rows, x, weight, y);
     }
 
     fn silu(&self, x: In<'_>, y: Out<'_>) {
@@ -483,25 +586,27 @@ impl Backend for Cuda {
         &self,
         step: &Buffer<StepParams>,
         stream: Stream,
+        shape: &PatchShape,
         x_t: StatIn<'_>,
-        velocity: StatIn<'_>,
+        velocity: In<'_>,
         t: StatIn<'_>,
         t_hat: StatIn<'_>,
         x0_hat: StatOut<'_>,
-        renoised: StatOut<'_>,
+        renoised: Out<'_>,
     ) {
-        ops::flow_noise::predict_x0_renoise(self, step, stream, x_t, velocity, t, t_hat, x0_hat, renoised);
+        ops::flow_noise::predict_x0_renoise(self, step, stream, shape, x_t, velocity, t, t_hat, x0_hat, renoised);
     }
 
     fn predict_x0_renoise_backward(
         &self,
+        shape: &PatchShape,
         t: StatIn<'_>,
         t_hat: StatIn<'_>,
-        d_renoised: Option<StatIn<'_>>,
+        d_renoised: Option<In<'_>>,
         d_x0_hat: Option<StatIn<'_>>,
-        d_velocity: StatOut<'_>,
+        d_velocity: Out<'_>,
     ) {
-        ops::flow_noise::predict_x0_renoise_backward(self, t, t_hat, d_renoised, d_x0_hat, d_velocity);
+        ops::flow_noise::predict_x0_renoise_backward(self, shape, t, t_hat, d_renoised, d_x0_hat, d_velocity);
     }
 
     fn euler_cfg(&self, x: StatOut<'_>, velocity: StatIn<'_>, unconditional: Option<StatIn<'_>>, guidance: f32, dt: f32) {

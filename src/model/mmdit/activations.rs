@@ -3,6 +3,7 @@
 use crate::device::{AdalnShape, AttentionShape, Backend, DeviceError, PatchOrder, PatchShape, QkNormShape};
 use crate::model::{FREQUENCIES, MLP_RATIO, ModelConfig};
 
+use super::fp8::Fp8;
 use super::layout::{AttentionLayout, MmditLayout};
 
 /// Sizes of a pass.
@@ -195,11 +196,11 @@ pub(super) struct StreamOperands<B: Backend> {
 }
 
 impl<B: Backend> StreamOperands<B> {
-    fn new(b: &B, rows: usize, h: usize) -> Result<Self, DeviceError> {
+    fn new(b: &B, rows: usize, h: usize, act: bool) -> Result<Self, DeviceError> {
         Ok(Self {
             proj: b.alloc_data(rows * h)?,
             norm: b.alloc_data(rows * h)?,
-            act: b.alloc_data(rows * MLP_RATIO * h)?,
+            act: b.alloc_data(if act { rows * MLP_RATIO * h } else { 0 })?,
             y: b.alloc_data(rows * h)?,
         })
     }
@@ -285,10 +286,12 @@ pub struct Activations<B: Backend> {
     pub(super) final_norm: B::Data,
     pub(super) final_stats: B::Stat,
     pub(super) final_tokens: B::Data,
+    /// For products of the blocks in FP8.
+    pub(super) fp8: Option<Fp8<B>>,
 }
 
 impl<B: Backend> Activations<B> {
-    pub(super) fn new(b: &B, config: &ModelConfig, layout: &MmditLayout, plan: Plan) -> Result<Self, DeviceError> {
+    pub(super) fn new(b: &B, config: &ModelConfig, layout: &MmditLayout, plan: Plan, fp8: Option<Fp8<B>>) -> Result<Self, DeviceError> {
         let d = Dims::new(config, layout, &plan);
         let (batch, h) = (plan.shape.batch, d.hidden);
         let rows = [batch * d.image, batch * d.text];
@@ -311,13 +314,15 @@ impl<B: Backend> Activations<B> {
         }
         let mut norms = Vec::new();
         let mut operands = Vec::new();
+        // In FP8, GELU is applied where its input is quantised.
+        let act = fp8.is_none();
         for set in 0..slots.operands.count(n) {
             let dual = dual(slots.operands, set);
             norms.push(Streams::new(b, rows, h, dual)?);
             operands.push(BlockOperands {
                 proj2: dual.then(|| b.alloc_data(rows[0] * h)).transpose()?,
-                image: StreamOperands::new(b, rows[0], h)?,
-                text: text_out(slots.operands, set).then(|| StreamOperands::new(b, rows[1], h)).transpose()?,
+                image: StreamOperands::new(b, rows[0], h, act)?,
+                text: text_out(slots.operands, set).then(|| StreamOperands::new(b, rows[1], h, act)).transpose()?,
             });
         }
         let qkv = (0..slots.qkv.count(n)).map(|set| Streams::new(b, rows, 3 * h, dual(slots.qkv, set))).collect::<Result<_, _>>()?;
@@ -344,6 +349,7 @@ impl<B: Backend> Activations<B> {
             final_norm: b.alloc_data(final_rows * h)?,
             final_stats: b.alloc_stat(final_rows * 2)?,
             final_tokens: b.alloc_data(final_rows * patch_width)?,
+            fp8,
             plan,
             batch: 0,
             dims: d,
@@ -381,7 +387,8 @@ pub struct Gradients<B: Backend> {
     pub(super) branch_image: B::Data,
     pub(super) branch_image2: B::Data,
     pub(super) branch_text: B::Data,
-    pub(super) hidden: B::Data,
+    pub(super) hidden_image: B::Data,
+    pub(super) hidden_text: B::Data,
     pub(super) qkv_image: B::Data,
     pub(super) qkv_text: B::Data,
     pub(super) q: B::Data,
@@ -412,7 +419,8 @@ impl<B: Backend> Gradients<B> {
             branch_image: b.alloc_data(rows[0] * h)?,
             branch_image2: b.alloc_data(dual)?,
             branch_text: b.alloc_data(rows[1] * h)?,
-            hidden: b.alloc_data(rows[0].max(rows[1]) * MLP_RATIO * h)?,
+            hidden_image: b.alloc_data(rows[0] * MLP_RATIO * h)?,
+            hidden_text: b.alloc_data(rows[1] * MLP_RATIO * h)?,
             qkv_image: b.alloc_data(rows[0] * 3 * h)?,
             qkv_text: b.alloc_data(rows[1] * 3 * h)?,
             q: b.alloc_data(joint)?,

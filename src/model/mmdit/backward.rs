@@ -1,11 +1,12 @@
 //! The backward pass, by hand: `close_backward` and `body_backward` undo `close` and `body`, from the last block to the
-//! first. A frozen network passes no gradient arena: then only the gradient of its input is computed.
+//! first. A frozen network passes no gradient arena: then only the gradient of its input is computed. As in the forward,
+//! image and text go side by side between the attentions.
 
-use crate::device::{Backend, BranchGrad, Linear, NormGrad, PatchOrder, Storage, View, ViewMut};
+use crate::device::{Backend, BranchGrad, Linear, NormGrad, PatchOrder, Storage, View};
 use crate::model::Mmdit;
 
 use super::activations::{Activations, AttentionActivations, Gradients, Keep};
-use super::forward::Inputs;
+use super::forward::{Image, ImageMut, Inputs};
 use super::layout::BlockLayout;
 
 /// What a backward pass starts from and where it ends.
@@ -13,14 +14,22 @@ use super::layout::BlockLayout;
 pub struct Backward<'a, B: Backend> {
     /// How many of the forward's samples take part: the first ones.
     pub batch: usize,
-    /// Gradient of the velocity `[B, C, H, W]`; a network in training needs it where the velocity was planned.
-    pub d_velocity: Option<View<'a, B::Stat>>,
+    /// Gradient of the velocity; a network in training needs it where the velocity was planned.
+    pub d_velocity: Option<Image<'a, B>>,
     /// Gradients of features, `(block, [B * N, h])`.
     pub d_features: &'a [(usize, View<'a, B::Data>)],
     /// Gradient arena to add to; `None` for a frozen network.
     pub grads: Option<&'a mut B::Stat>,
-    /// Where the gradient of the latent goes, `[B, C, H, W]`.
-    pub d_latent: Option<ViewMut<'a, B::Stat>>,
+    /// Where the gradient of the latents goes.
+    pub d_image: Option<ImageMut<'a, B>>,
+}
+
+/// What the gradients of both streams are added to, or written into columns of: each has its own part.
+struct Sums<'a, B: Backend> {
+    /// Gradient arena; none for a frozen network.
+    grads: Option<&'a mut B::Stat>,
+    /// Gradient of the modulation table; none for a frozen network.
+    table: Option<&'a mut B::Data>,
 }
 
 impl<B: Backend> Mmdit<B> {
@@ -73,9 +82,17 @@ impl<B: Backend> Mmdit<B> {
         let mut stats = None;
         if let Some(d_velocity) = pass.d_velocity {
             assert!(acts.plan.velocity, "this plan stops at the features");
-            b.patchify(&d.patches(&self.config, batch, PatchOrder::ChannelLast), d_velocity, room.tokens.all_mut());
-            weight_gradient(b, &mut pass.grads, final_linear, rows, &acts.final_norm, &room.tokens);
-            b.linear_backward_input(params, final_linear, rows, room.tokens.all(), room.norm_image.all_mut(), false);
+            let d_tokens = match d_velocity {
+                Image::Tokens(tokens) => tokens,
+                Image::Latent(latent) => {
+                    b.patchify(&d.patches(&self.config, batch, PatchOrder::ChannelLast), latent, room.tokens.all_mut());
+                    room.tokens.all()
+                }
+            };
+            if let Some(grads) = &mut pass.grads {
+                b.linear_backward_weight(grads, final_linear, rows, acts.final_norm.all(), d_tokens);
+            }
+            b.linear_backward_input(params, final_linear, rows, d_tokens, room.norm_image.all_mut(), false);
             norms.push(NormGrad { d_out: room.norm_image.all(), modulation: Some(self.layout.final_modulation) });
             stats = Some(&acts.final_stats);
         }
@@ -93,23 +110,26 @@ impl<B: Backend> Mmdit<B> {
         let (d, batch, slots) = (&acts.dims, pass.batch, &acts.slots);
         let (layout, next, operands) = (&self.layout.blocks[i], &self.layout.blocks[i + 1], &acts.operands[slots.operands.of(i)]);
         let next_stream = slots.streams.of(i + 1);
-        let trained = pass.grads.is_some();
         let table = Some(acts.table.all());
+        let mut sums = Sums::<B> { table: pass.grads.is_some().then_some(&mut room.table), grads: None };
 
-        let norms = image_norm_gradients::<B>(next, &room.norm_image, &room.norm_image2);
-        let mut branches = [BranchGrad { y: operands.image.y.all(), gate: layout.image.mlp_gate(), d_y: room.branch_image.all_mut() }];
-        let (stats, extra) = (Some(&acts.image_stats[next_stream]), feature_gradient(pass, i));
-        let (shape, x_out, dx) = (d.adaln(batch, d.image), acts.image[next_stream].all(), room.image.all_mut());
-        b.adaln_backward(&shape, x_out, stats, table, dx, true, extra, &norms, &mut branches, trained.then_some(&mut room.table));
-
-        if let Some(stream) = &operands.text {
+        let of_image = |sums: &mut Sums<'_, B>| {
+            let norms = image_norm_gradients::<B>(next, &room.norm_image, &room.norm_image2);
+            let mut branches = [BranchGrad { y: operands.image.y.all(), gate: layout.image.mlp_gate(), d_y: room.branch_image.all_mut() }];
+            let (stats, extra) = (Some(&acts.image_stats[next_stream]), feature_gradient(pass, i));
+            let (shape, x_out, dx) = (d.adaln(batch, d.image), acts.image[next_stream].all(), room.image.all_mut());
+            b.adaln_backward(&shape, x_out, stats, table, dx, true, extra, &norms, &mut branches, sums.table.as_deref_mut());
+        };
+        let of_text = |sums: &mut Sums<'_, B>| {
+            let Some(stream) = &operands.text else { return };
             let norms = [NormGrad { d_out: room.norm_text.all(), modulation: Some(next.text.before_attention()) }];
             let mut branches = [BranchGrad { y: stream.y.all(), gate: layout.text.mlp_gate(), d_y: room.branch_text.all_mut() }];
             let stats = Some(&acts.text_stats[next_stream]);
             let residual = i + 2 < acts.plan.blocks; // the last block hands no context on
             let (shape, x_out, dx) = (d.adaln(batch, d.text), acts.text[next_stream].all(), room.text.all_mut());
-            b.adaln_backward(&shape, x_out, stats, table, dx, residual, None, &norms, &mut branches, trained.then_some(&mut room.table));
-        }
+            b.adaln_backward(&shape, x_out, stats, table, dx, residual, None, &norms, &mut branches, sums.table.as_deref_mut());
+        };
+        b.parallel(&mut sums, of_image, of_text);
     }
 
     /// From the MLP branches of block `i` to the gradients of its norms and of the residual streams that entered it.
@@ -120,43 +140,51 @@ impl<B: Backend> Mmdit<B> {
         let text_out = i + 1 < acts.plan.blocks;
         let rows = [batch * d.image, batch * d.text];
         let table = Some(acts.table.all());
-        let grads = &mut pass.grads;
+        let mut sums = Sums::<B> { table: pass.grads.is_some().then_some(&mut room.table), grads: pass.grads.as_deref_mut() };
 
-        if let Some((fc1, fc2)) = &layout.image.mlp {
-            weight_gradient(b, grads, fc2, rows[0], &operands.image.act, &room.branch_image);
-            b.linear_backward_input_gelu(params, fc2, rows[0], room.branch_image.all(), block.image.pre.all(), room.hidden.all_mut());
-            weight_gradient(b, grads, fc1, rows[0], &operands.image.norm, &room.hidden);
-            b.linear_backward_input(params, fc1, rows[0], room.hidden.all(), room.norm_image.all_mut(), false);
-        }
-        let mut branches =
-            vec![BranchGrad { y: operands.image.proj.all(), gate: layout.image.attention_gate(), d_y: room.branch_image.all_mut() }];
-        if let (Some(_), Some(proj2)) = (&layout.image.attn2, &operands.proj2) {
-            branches.push(BranchGrad { y: proj2.all(), gate: layout.image.attention2_gate(), d_y: room.branch_image2.all_mut() });
-        }
-        let norm_grads = [NormGrad { d_out: room.norm_image.all(), modulation: Some(layout.image.before_mlp()) }];
-        let (shape, x_out, dx) = (d.adaln(batch, d.image), block.image.mid.all(), room.image.all_mut());
-        let d_table = grads.is_some().then_some(&mut room.table);
-        b.adaln_backward(&shape, x_out, Some(&block.image.stats), table, dx, true, None, &norm_grads, &mut branches, d_table);
-        if let Some(proj) = &layout.image.attn.proj {
-            weight_gradient(b, grads, proj, rows[0], &block.attn.out_image, &room.branch_image);
-            b.linear_backward_input(params, proj, rows[0], room.branch_image.all(), room.out_image.all_mut(), false);
-        }
-
-        if let (true, Some(kept), Some(stream), Some((fc1, fc2)), Some(proj)) =
-            (text_out, &block.text, &operands.text, &layout.text.mlp, &layout.text.attn.proj)
-        {
-            weight_gradient(b, grads, fc2, rows[1], &stream.act, &room.branch_text);
-            b.linear_backward_input_gelu(params, fc2, rows[1], room.branch_text.all(), kept.pre.all(), room.hidden.all_mut());
-            weight_gradient(b, grads, fc1, rows[1], &stream.norm, &room.hidden);
-            b.linear_backward_input(params, fc1, rows[1], room.hidden.all(), room.norm_text.all_mut(), false);
+        let of_image = |Sums { grads, table: d_table }: &mut Sums<'_, B>| {
+            if let Some((fc1, fc2)) = &layout.image.mlp {
+                let (d_y, hidden) = (&room.branch_image, &mut room.hidden_image);
+                weight_gradient(b, grads, fc2, rows[0], &operands.image.act, d_y);
+                b.linear_backward_input_gelu(params, fc2, rows[0], d_y.all(), block.image.pre.all(), hidden.all_mut());
+                weight_gradient(b, grads, fc1, rows[0], &operands.image.norm, hidden);
+                b.linear_backward_input(params, fc1, rows[0], hidden.all(), room.norm_image.all_mut(), false);
+            }
+            let mut branches =
+                vec![BranchGrad { y: operands.image.proj.all(), gate: layout.image.attention_gate(), d_y: room.branch_image.all_mut() }];
+            if let (Some(_), Some(proj2)) = (&layout.image.attn2, &operands.proj2) {
+                branches.push(BranchGrad { y: proj2.all(), gate: layout.image.attention2_gate(), d_y: room.branch_image2.all_mut() });
+            }
+            let norm_grads = [NormGrad { d_out: room.norm_image.all(), modulation: Some(layout.image.before_mlp()) }];
+            let (shape, x_out, dx) = (d.adaln(batch, d.image), block.image.mid.all(), room.image.all_mut());
+            let (stats, d_table) = (Some(&block.image.stats), d_table.as_deref_mut());
+            b.adaln_backward(&shape, x_out, stats, table, dx, true, None, &norm_grads, &mut branches, d_table);
+            if let Some(proj) = &layout.image.attn.proj {
+                weight_gradient(b, grads, proj, rows[0], &block.attn.out_image, &room.branch_image);
+                b.linear_backward_input(params, proj, rows[0], room.branch_image.all(), room.out_image.all_mut(), false);
+            }
+        };
+        let of_text = |Sums { grads, table: d_table }: &mut Sums<'_, B>| {
+            let (true, Some(kept), Some(stream), Some((fc1, fc2)), Some(proj)) =
+                (text_out, &block.text, &operands.text, &layout.text.mlp, &layout.text.attn.proj)
+            else {
+                return;
+            };
+            let (d_y, hidden) = (&room.branch_text, &mut room.hidden_text);
+            weight_gradient(b, grads, fc2, rows[1], &stream.act, d_y);
+            b.linear_backward_input_gelu(params, fc2, rows[1], d_y.all(), kept.pre.all(), hidden.all_mut());
+            weight_gradient(b, grads, fc1, rows[1], &stream.norm, hidden);
+            b.linear_backward_input(params, fc1, rows[1], hidden.all(), room.norm_text.all_mut(), false);
             let mut branches = [BranchGrad { y: stream.proj.all(), gate: layout.text.attention_gate(), d_y: room.branch_text.all_mut() }];
             let norm_grads = [NormGrad { d_out: room.norm_text.all(), modulation: Some(layout.text.before_mlp()) }];
             let (shape, x_out, dx) = (d.adaln(batch, d.text), kept.mid.all(), room.text.all_mut());
-            let d_table = grads.is_some().then_some(&mut room.table);
-            b.adaln_backward(&shape, x_out, Some(&kept.stats), table, dx, true, None, &norm_grads, &mut branches, d_table);
+            let (stats, d_table) = (Some(&kept.stats), d_table.as_deref_mut());
+            b.adaln_backward(&shape, x_out, stats, table, dx, true, None, &norm_grads, &mut branches, d_table);
             weight_gradient(b, grads, proj, rows[1], &block.attn.out_text, &room.branch_text);
             b.linear_backward_input(params, proj, rows[1], room.branch_text.all(), room.out_text.all_mut(), false);
-        }
+        };
+        b.parallel(&mut sums, of_image, of_text);
+        let grads = &mut pass.grads;
         self.attention_backward(b, params, acts, room, grads, i, batch);
 
         if let (Some(attn2), Some(kept), Some(norm2), Some(qkv2)) = (&layout.image.attn2, &block.attn2, &norms.image2, &qkv.image2) {
@@ -197,18 +225,22 @@ impl<B: Backend> Mmdit<B> {
         b.attention_backward(&d.attention(batch, text_out), [q, k, v], out, lse, d_out, [&mut room.q, &mut room.k, &mut room.v]);
 
         let (image, text, d_joint) = (&layout.image.attn, &layout.text.attn, [&room.q, &room.k, &room.v]);
-        let (shape, d_qkv) = (d.image_qk(batch, image, true), room.qkv_image.all_mut());
-        b.qk_norm_backward(params, grads.as_deref_mut(), &shape, true, qkv.image.all(), rstd_image, d_joint, d_qkv);
-        weight_gradient(b, grads, &image.qkv, rows[0], &norms.image, &room.qkv_image);
-        b.linear_backward_input(params, &image.qkv, rows[0], room.qkv_image.all(), room.norm_image.all_mut(), false);
-
-        if i == 0 && grads.is_none() {
-            return; // the context is an input nobody asks a gradient of
-        }
-        let (shape, d_qkv) = (d.text_qk(batch, text), room.qkv_text.all_mut());
-        b.qk_norm_backward(params, grads.as_deref_mut(), &shape, text_out, qkv.text.all(), rstd_text, d_joint, d_qkv);
-        weight_gradient(b, grads, &text.qkv, rows[1], &norms.text, &room.qkv_text);
-        b.linear_backward_input(params, &text.qkv, rows[1], room.qkv_text.all(), room.norm_text.all_mut(), false);
+        let of_image = |grads: &mut Option<&mut B::Stat>| {
+            let (shape, d_qkv) = (d.image_qk(batch, image, true), room.qkv_image.all_mut());
+            b.qk_norm_backward(params, grads.as_deref_mut(), &shape, true, qkv.image.all(), rstd_image, d_joint, d_qkv);
+            weight_gradient(b, grads, &image.qkv, rows[0], &norms.image, &room.qkv_image);
+            b.linear_backward_input(params, &image.qkv, rows[0], room.qkv_image.all(), room.norm_image.all_mut(), false);
+        };
+        let of_text = |grads: &mut Option<&mut B::Stat>| {
+            if i == 0 && grads.is_none() {
+                return; // the context is an input nobody asks a gradient of
+            }
+            let (shape, d_qkv) = (d.text_qk(batch, text), room.qkv_text.all_mut());
+            b.qk_norm_backward(params, grads.as_deref_mut(), &shape, text_out, qkv.text.all(), rstd_text, d_joint, d_qkv);
+            weight_gradient(b, grads, &text.qkv, rows[1], &norms.text, &room.qkv_text);
+            b.linear_backward_input(params, &text.qkv, rows[1], room.qkv_text.all(), room.norm_text.all_mut(), false);
+        };
+        b.parallel(grads, of_image, of_text);
     }
 
     /// Norms of the first block's inputs.
@@ -216,16 +248,23 @@ impl<B: Backend> Mmdit<B> {
         let (d, batch, layout) = (&acts.dims, pass.batch, &self.layout.blocks[0]);
         let trained = pass.grads.is_some();
         let table = Some(acts.table.all());
-        let norms = image_norm_gradients::<B>(layout, &room.norm_image, &room.norm_image2);
-        let (shape, stats, dx) = (d.adaln(batch, d.image), Some(&acts.image_stats[0]), room.image.all_mut());
-        b.adaln_backward(&shape, acts.image[0].all(), stats, table, dx, true, None, &norms, &mut [], trained.then_some(&mut room.table));
-        if !trained {
-            return; // the context is an input nobody asks a gradient of
-        }
-        let norms = [NormGrad { d_out: room.norm_text.all(), modulation: Some(layout.text.before_attention()) }];
-        let (shape, stats, dx) = (d.adaln(batch, d.text), Some(&acts.text_stats[0]), room.text.all_mut());
-        let residual = acts.plan.blocks > 1;
-        b.adaln_backward(&shape, acts.text[0].all(), stats, table, dx, residual, None, &norms, &mut [], Some(&mut room.table));
+        let mut sums = Sums::<B> { table: trained.then_some(&mut room.table), grads: None };
+        let of_image = |sums: &mut Sums<'_, B>| {
+            let norms = image_norm_gradients::<B>(layout, &room.norm_image, &room.norm_image2);
+            let (shape, stats, dx) = (d.adaln(batch, d.image), Some(&acts.image_stats[0]), room.image.all_mut());
+            let d_table = sums.table.as_deref_mut();
+            b.adaln_backward(&shape, acts.image[0].all(), stats, table, dx, true, None, &norms, &mut [], d_table);
+        };
+        let of_text = |sums: &mut Sums<'_, B>| {
+            if !trained {
+                return; // the context is an input nobody asks a gradient of
+            }
+            let norms = [NormGrad { d_out: room.norm_text.all(), modulation: Some(layout.text.before_attention()) }];
+            let (shape, stats, dx) = (d.adaln(batch, d.text), Some(&acts.text_stats[0]), room.text.all_mut());
+            let (residual, d_table) = (acts.plan.blocks > 1, sums.table.as_deref_mut());
+            b.adaln_backward(&shape, acts.text[0].all(), stats, table, dx, residual, None, &norms, &mut [], d_table);
+        };
+        b.parallel(&mut sums, of_image, of_text);
     }
 
     /// Embeddings and conditioning.
@@ -239,12 +278,17 @@ impl<B: Backend> Mmdit<B> {
         pass: Backward<'_, B>,
     ) {
         let (layout, d, batch) = (&*self.layout, &acts.dims, pass.batch);
-        if let Some(d_latent) = pass.d_latent {
-            b.linear_backward_input(params, &layout.x_embedder, batch * d.image, room.image.all(), room.tokens.all_mut(), false);
-            b.unpatchify(&d.patches(&self.config, batch, PatchOrder::ChannelFirst), room.tokens.all(), d_latent);
+        let (embedder, rows) = (&layout.x_embedder, batch * d.image);
+        match pass.d_image {
+            Some(ImageMut::Tokens(tokens)) => b.linear_backward_input(params, embedder, rows, room.image.all(), tokens, false),
+            Some(ImageMut::Latent(latent)) => {
+                b.linear_backward_input(params, embedder, rows, room.image.all(), room.tokens.all_mut(), false);
+                b.unpatchify(&d.patches(&self.config, batch, PatchOrder::ChannelFirst), room.tokens.all(), latent);
+            }
+            None => {}
         }
         let Some(grads) = pass.grads else { return };
-        b.linear_backward_weight(grads, &layout.x_embedder, batch * d.image, acts.tokens.all(), room.image.all());
+        b.linear_backward_weight(grads, embedder, rows, inputs.tokens(&acts.tokens), room.image.all());
         b.linear_backward_weight(grads, &layout.context_embedder, batch * d.text, inputs.context, room.text.all());
 
         let adaln = layout.adaln_for(acts.plan.blocks, acts.plan.velocity);

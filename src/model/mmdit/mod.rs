@@ -4,13 +4,15 @@
 mod activations;
 mod backward;
 mod forward;
+mod fp8;
 mod layout;
 
 use std::sync::Arc;
 
 pub use activations::{Activations, Gradients, Keep, Plan, Shape};
 pub use backward::Backward;
-pub use forward::Inputs;
+pub use forward::{Image, ImageMut, Inputs};
+pub use fp8::Fp8Weights;
 pub use layout::MmditLayout;
 
 use crate::device::{Backend, DeviceError, Storage};
@@ -74,13 +76,18 @@ impl<B: Backend> Mmdit<B> {
     /// When the batch or the text is empty, the latent does not fit the patch or the positional grid, or the device's
     /// memory is exhausted.
     pub fn activations(&self, b: &B, plan: Plan) -> Result<Activations<B>> {
+        self.check_plan(&plan)?;
+        Ok(Activations::new(b, &self.config, &self.layout, plan, None)?)
+    }
+
+    fn check_plan(&self, plan: &Plan) -> Result<()> {
         self.config.grid(plan.shape.height, plan.shape.width)?;
         if plan.shape.batch == 0 || plan.shape.text == 0 {
             let Shape { batch, text, .. } = plan.shape;
             return Err(Error::Usage(format!("a batch of {batch} samples with {text} text tokens is empty: both must be at least 1")));
         }
         assert!(0 < plan.blocks && plan.blocks <= self.config.depth && (!plan.velocity || plan.blocks == self.config.depth));
-        Ok(Activations::new(b, &self.config, &self.layout, plan)?)
+        Ok(())
     }
 
     /// Plans the backward pass of a shape; where the plan keeps not everything there is no room for gradients of weights or

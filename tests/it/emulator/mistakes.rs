@@ -152,6 +152,11 @@ fn launches_that_a_driver_refuses() {
     contains(&fail(grid(0, 1, 0), &fitting), &["a grid of 0 x 1 x 1 blocks"]);
     contains(&fail(grid(1, 1025, 0), &fitting), &["a block of 1025 threads"]);
     contains(&fail(grid(1, 1, 232_449), &fitting), &["232449 bytes of shared memory, 232448 at most"]);
+    let sink: [&[u8]; 1] = [bytes(&1_u64)];
+    rig.launch("mistake_bounds", grid(1, 96, 0), &sink).unwrap();
+    rig.launch("mistake_no_bounds", grid(1, 1024, 0), &sink).unwrap();
+    let report = rig.failure("mistake_bounds", grid(1, 97, 0), &sink);
+    contains(&report, &["a block of 97 threads, its __launch_bounds__ allow 96"]);
     contains(&rig.failure("no_such_kernel", grid(1, 1, 0), &fitting), &["has no kernel of this name"]);
 }
 

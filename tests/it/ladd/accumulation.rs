@@ -2,9 +2,9 @@
 
 use ladd_fast::device::cpu::Cpu;
 use ladd_fast::device::{Backend, Storage};
-use ladd_fast::ladd::{AdversarialLoss, HostBatch, LaddConfig, Update};
-use ladd_fast::model::{Mmdit, ModelConfig, Shape};
-use ladd_fast::train::{Checkpointing, DistillSettings, Distiller, MicroBatch, OptimConfig, StepRecord};
+use ladd_fast::ladd::{AdversarialLoss, HostBatch, LaddConfig, LaddStep, Update};
+use ladd_fast::model::{Heads, HeadsShape, Mmdit, ModelConfig, Shape};
+use ladd_fast::train::{Checkpointed, Checkpointing, DistillSettings, Distiller, MicroBatch, OptimConfig, StepRecord};
 
 use crate::golden::{close, parameters, positions};
 use crate::rig::{HostInputs, normals};
@@ -148,4 +148,25 @@ fn micro_batches_of_different_sizes_are_refused() {
     let values = HostBatch { x0: &values, context: &values[..21], pooled: &values[..5], mismatch: None };
     let pair = [MicroBatch { shape, values }, MicroBatch { shape: Shape { width: 4, ..shape }, values }];
     assert!(distiller.step(&b, &pair).unwrap_err().to_string().contains("different sizes"));
+}
+
+/// What the teacher judges is what the student draws: in latents, text, and the tokens that pass between them.
+#[test]
+fn networks_that_do_not_fit_each_other_are_refused() {
+    let b = Cpu::<f32>::new();
+    let teacher = config();
+    let model = |config: &ModelConfig| Mmdit::new(&b, config.clone(), &positions(config, 1)).unwrap();
+    let taps = LaddConfig::default().resolved_taps(teacher.depth).unwrap();
+    let heads = Heads::new(HeadsShape { count: taps.len(), hidden: teacher.hidden(), width: 16, pooled: teacher.pooled_dim });
+    let shape = Shape { batch: 1, height: 4, width: 4, text: 3 };
+    let ladd = LaddConfig { head_width: 16, ..LaddConfig::default() };
+    for (student, said) in [
+        (ModelConfig { in_channels: 4, ..teacher.clone() }, "the student's in_channels is 4, the teacher's 3"),
+        (ModelConfig { patch: 1, ..teacher.clone() }, "the student's patch is 1, the teacher's 2"),
+        (ModelConfig { pooled_dim: 6, ..teacher.clone() }, "the student's pooled_dim is 6, the teacher's 5"),
+    ] {
+        let step = LaddStep::new(&b, &ladd, &model(&student), &model(&teacher), None, &heads, shape, Checkpointed::NONE);
+        let error = step.map(drop).unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
 }

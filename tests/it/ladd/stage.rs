@@ -1,7 +1,9 @@
 //! A LADD step on a stage: student, teacher and heads with golden parameters, one micro-batch.
 
+use std::sync::Arc;
+
 use ladd_fast::device::{Backend, Groups, StepValues};
-use ladd_fast::ladd::{Batch, HostBatch, LaddConfig, LaddStep, Phase};
+use ladd_fast::ladd::{Batch, HostBatch, LaddConfig, LaddStep, Phase, TeacherPrecision};
 use ladd_fast::model::{Heads, HeadsShape, Mmdit, ModelConfig, Shape};
 use ladd_fast::train::{Checkpointed, Network, OptimConfig};
 
@@ -73,12 +75,16 @@ impl<'a, B: Backend> Stage<'a, B> {
         let arena = |seed: u64| parameters(&student_model.layout().arena, seed);
         let student = Network::new(b, &arena(student_seed), &script.optim[0], 0, script.ema_decay).unwrap();
         let heads = Network::new(b, &parameters(heads_model.arena(), heads_seed), &script.optim[1], 1, 0.0).unwrap();
-        let step = LaddStep::new(b, ladd, &student_model, &teacher_model, &heads_model, *shape, script.checkpointed).unwrap();
+        let teacher_params = data(b, &arena(teacher_seed));
+        let fp8 = ladd.teacher_precision == TeacherPrecision::Fp8;
+        let teacher_fp8 = fp8.then(|| Arc::new(teacher_model.quantize(b, &teacher_params, model.depth).unwrap()));
+        let step = LaddStep::new(b, ladd, &student_model, &teacher_model, teacher_fp8.as_ref(), &heads_model, *shape, script.checkpointed)
+            .unwrap();
         let mut values = b.alloc_step().unwrap();
         b.upload_step(&script.values, &mut values);
         let mut stage = Self {
             b,
-            teacher_params: data(b, &arena(teacher_seed)),
+            teacher_params,
             batch: step.alloc_batch(b).unwrap(),
             student_model,
             teacher_model,
@@ -117,7 +123,7 @@ impl<'a, B: Backend> Stage<'a, B> {
     pub fn run(&mut self, phase: Phase, share: f32) {
         let models = (&self.student_model, &self.teacher_model, &self.heads_model);
         let (student, heads) = (&mut self.student, &mut self.heads);
-        self.step.run(self.b, phase, &self.values, share, &self.batch, models, &self.teacher_params, student, heads);
+        self.step.run(self.b, phase, &self.values, share, &self.batch, models, &self.teacher_params, student, heads, false);
     }
 
     /// The groups of a full pass.

@@ -1,7 +1,7 @@
 //! Whole LADD steps: draws, predictions, logits, losses, every gradient, every weight after the update.
 
 use ladd_fast::device::{Backend, HINGE_STATS, HingeStat, StepValues, Storage};
-use ladd_fast::ladd::{LaddConfig, Phase, Update};
+use ladd_fast::ladd::{LaddConfig, Phase, TeacherPrecision, Update};
 use ladd_fast::model::{Layout, Shape};
 use ladd_fast::train::{Checkpointed, Moments, OptimConfig, Schedule};
 use serde_json::Value;
@@ -13,7 +13,7 @@ use crate::operations::on_every_backend;
 
 on_every_backend!(chains: golden_steps, checkpointing_changes_no_bit);
 
-fn script(case: &Golden) -> Script {
+pub fn script(case: &Golden) -> Script {
     let ladd = &case.config["ladd"];
     let number = |key: &str| ladd[key].as_f64().unwrap();
     let read = |key: &str| ladd[key].clone();
@@ -47,6 +47,7 @@ fn script(case: &Golden) -> Script {
             mismatch_weight: number("mismatch_weight") as f32,
             distillation_weight: number("distill_weight") as f32,
             adversarial_weight: 1.0,
+            teacher_precision: TeacherPrecision::Bf16,
         },
         seeds: [seed("student_seed"), seed("teacher_seed"), seed("heads_seed")],
         ema_decay: number("ema_decay"),
@@ -63,7 +64,7 @@ fn script(case: &Golden) -> Script {
     }
 }
 
-fn samples(case: &Golden) -> Samples {
+pub fn samples(case: &Golden) -> Samples {
     Samples { x0: case.input("x0"), context: case.input("context"), pooled: case.input("pooled") }
 }
 

@@ -2,7 +2,7 @@
 
 use ladd_fast::device::cpu::{Buffer, Cpu};
 use ladd_fast::device::{Backend, Storage};
-use ladd_fast::model::{Backward, Inputs, Keep, Mmdit, ModelConfig, Plan, Shape};
+use ladd_fast::model::{Backward, Image, ImageMut, Inputs, Keep, Mmdit, ModelConfig, Plan, Shape};
 
 use crate::golden::{parameters, positions};
 use crate::rig::{HostInputs, Upstream, data, normals, stat};
@@ -65,7 +65,7 @@ impl Problem {
     fn inputs(&self) -> Inputs<'_, Cpu<f64>> {
         Inputs {
             batch: self.plan.shape.batch,
-            latent: self.latent.all(),
+            image: Image::Latent(self.latent.all()),
             t: self.t.all(),
             context: self.context.all(),
             pooled: self.pooled.all(),
@@ -77,7 +77,7 @@ impl Problem {
         let b = &self.b;
         let mut acts = self.model.activations(b, self.plan).unwrap();
         let mut velocity = b.alloc_stat(self.latent.len()).unwrap();
-        self.model.forward(b, &self.params, &self.inputs(), &mut acts, Some(velocity.all_mut()));
+        self.model.forward(b, &self.params, &self.inputs(), &mut acts, Some(ImageMut::Latent(velocity.all_mut())));
         let d_velocity = self.upstream.velocity.as_ref().unwrap();
         let dot = |values: &[f64], upstream: &[f32]| values.iter().zip(upstream).map(|(v, u)| v * f64::from(*u)).sum::<f64>();
         let mut value = dot(&velocity, d_velocity);
@@ -94,10 +94,10 @@ impl Problem {
         let (mut grads, mut d_latent) = (b.alloc_stat(self.params.len()).unwrap(), b.alloc_stat(self.latent.len()).unwrap());
         let pass = Backward {
             batch: self.plan.shape.batch,
-            d_velocity: Some(d_velocity.all()),
+            d_velocity: Some(Image::Latent(d_velocity.all())),
             d_features: &d_features,
             grads: Some(&mut grads),
-            d_latent: Some(d_latent.all_mut()),
+            d_image: Some(ImageMut::Latent(d_latent.all_mut())),
         };
         self.model.backward(b, &self.params, &self.inputs(), &mut acts, &mut room, pass);
         (value, grads.to_vec(), d_latent.to_vec())

@@ -109,6 +109,7 @@ proptest! {
                 same_bits("inference", &rig.infer(&inputs), velocity);
             }
             let frozen = rig.run(&inputs, &upstream, Options { frozen: true, ..options });
+            let tokens = rig.run(&inputs, &upstream, Options { tokens: true, ..options });
             let again = rig.run(&inputs, &upstream, Options { checkpointed, ..options });
             let both = rig.run(&inputs, &upstream, Options { frozen: true, checkpointed, ..options });
             let roomy = rig.run(&inputs, &upstream, Options { spare: 2, checkpointed: (shape.text > 1).into(), ..options });
@@ -116,6 +117,9 @@ proptest! {
             same_bits("planned for more samples: gradients", &roomy.grads, &whole.grads);
             same_bits("planned for more samples: features", &roomy.taps.concat(), &whole.taps.concat());
             same_bits("frozen", &frozen.d_latent, &whole.d_latent);
+            same_bits("tokens", &tokens.d_latent, &whole.d_latent);
+            same_bits("tokens: gradients", &tokens.grads, &whole.grads);
+            same_bits("tokens: velocity", &tokens.velocity.unwrap_or_default(), &whole.velocity.clone().unwrap_or_default());
             same_bits("recomputed", &again.d_latent, &whole.d_latent);
             same_bits("recomputed gradients", &again.grads, &whole.grads);
             same_bits("frozen and recomputed", &both.d_latent, &whole.d_latent);

@@ -9,7 +9,8 @@ use crate::lab::{Lab, behind, from, same_bits};
 
 on_every_backend!(patchify, unpatchify, every_shape);
 
-fn shape(case: &Golden, order: PatchOrder) -> PatchShape {
+/// Sizes of a case.
+pub(super) fn shape(case: &Golden, order: PatchOrder) -> PatchShape {
     let patch = case.size("patch");
     PatchShape {
         batch: case.size("B"),

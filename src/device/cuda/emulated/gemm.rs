@@ -64,7 +64,7 @@ fn widened(values: &[bf16]) -> Vec<f32> {
     values.iter().map(|value| value.to_f32()).collect()
 }
 
-fn round_into(out: &mut [bf16], values: &[f32]) {
+pub(super) fn round_into(out: &mut [bf16], values: &[f32]) {
     out.iter_mut().zip(values).for_each(|(out, value)| *out = bf16::from_f32(*value));
 }
 
@@ -83,7 +83,7 @@ fn read_operand(driver: &Emulated, operand: &Operand, rows: usize, columns: usiz
 }
 
 /// `sums += a b`, each element's terms in order.
-fn multiply(a: &[f32], b: &[f32], sums: &mut [f32], columns: usize) {
+pub(super) fn multiply(a: &[f32], b: &[f32], sums: &mut [f32], columns: usize) {
     let depth = b.len() / columns;
     sums.par_chunks_mut(ROWS * columns).zip(a.par_chunks(ROWS * depth)).for_each(|(sums, a)| {
         for (p, b) in b.chunks_exact(columns).enumerate() {
@@ -112,7 +112,7 @@ fn apply(driver: &Emulated, gemm: &Gemm, sums: &mut [f32]) -> Result<(), DeviceE
     Ok(())
 }
 
-fn add_bias(driver: &Emulated, bias: Address, sums: &mut [f32], columns: usize) -> Result<(), DeviceError> {
+pub(super) fn add_bias(driver: &Emulated, bias: Address, sums: &mut [f32], columns: usize) -> Result<(), DeviceError> {
     let bias = widened(driver.values(bias, columns)?);
     sums.chunks_exact_mut(columns).for_each(|row| row.iter_mut().zip(&bias).for_each(|(sum, bias)| *sum += bias));
     Ok(())

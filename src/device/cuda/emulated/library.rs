@@ -17,7 +17,10 @@ type Launch = unsafe extern "C" fn(
     seed: c_uint,
     late: c_int,
     owner: u64,
+    observed: c_int,
 ) -> c_int;
+
+type Observed = unsafe extern "C" fn(count: *mut usize) -> *const Access;
 
 type EncodeTensorMap = unsafe extern "C" fn(
     out: *mut TensorMap,
@@ -30,6 +33,15 @@ type EncodeTensorMap = unsafe extern "C" fn(
     swizzle: c_uint,
 ) -> c_int;
 
+/// Bytes of device memory that a launch touched, as `kernels/emulator/accesses.h` lays it out.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Access {
+    pub first: u64,
+    pub end: u64,
+    pub written: u64,
+}
+
 /// The functions of `kernels/emulator/launch.cpp`, which says what they do.
 #[derive(Debug)]
 pub struct Library {
@@ -38,7 +50,9 @@ pub struct Library {
     pub accessible: unsafe extern "C" fn(address: *const c_void, bytes: usize) -> c_int,
     pub describe: unsafe extern "C" fn(address: *const c_void) -> *const c_char,
     pub last_error: unsafe extern "C" fn() -> *const c_char,
+    pub kernels: unsafe extern "C" fn() -> *const c_char,
     pub launch: Launch,
+    pub accesses: Observed,
     pub tensor_map: EncodeTensorMap,
 }
 
@@ -48,6 +62,7 @@ unsafe extern "C" {
     fn emu_accessible(address: *const c_void, bytes: usize) -> c_int;
     fn emu_describe(address: *const c_void) -> *const c_char;
     fn emu_last_error() -> *const c_char;
+    fn emu_kernels() -> *const c_char;
     fn emu_launch(
         name: *const c_char,
         grid: *const c_uint,
@@ -59,7 +74,9 @@ unsafe extern "C" {
         seed: c_uint,
         late: c_int,
         owner: u64,
+        observed: c_int,
     ) -> c_int;
+    fn emu_accesses(count: *mut usize) -> *const Access;
     fn emu_tensor_map(
         out: *mut TensorMap,
         element_bytes: c_int,
@@ -81,7 +98,9 @@ const BUILT_IN: Library = Library {
     accessible: emu_accessible,
     describe: emu_describe,
     last_error: emu_last_error,
+    kernels: emu_kernels,
     launch: emu_launch,
+    accesses: emu_accesses,
     tensor_map: emu_tensor_map,
 };
 
@@ -119,7 +138,9 @@ impl Library {
                 accessible: transmute::<*mut c_void, unsafe extern "C" fn(*const c_void, usize) -> c_int>(symbol(c"emu_accessible")?),
                 describe: transmute::<*mut c_void, unsafe extern "C" fn(*const c_void) -> *const c_char>(symbol(c"emu_describe")?),
                 last_error: transmute::<*mut c_void, unsafe extern "C" fn() -> *const c_char>(symbol(c"emu_last_error")?),
+                kernels: transmute::<*mut c_void, unsafe extern "C" fn() -> *const c_char>(symbol(c"emu_kernels")?),
                 launch: transmute::<*mut c_void, Launch>(symbol(c"emu_launch")?),
+                accesses: transmute::<*mut c_void, Observed>(symbol(c"emu_accesses")?),
                 tensor_map: transmute::<*mut c_void, EncodeTensorMap>(symbol(c"emu_tensor_map")?),
             })
         }

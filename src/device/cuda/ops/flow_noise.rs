@@ -1,14 +1,14 @@
 //! Launches `kernels/flow_noise.cu`.
 
-use super::{StatIn, StatOut, aligned, kernel_of_width};
-use crate::device::Stream;
+use super::{In, Out, StatIn, StatOut, aligned, kernel_of_width};
 use crate::device::cuda::Cuda;
 use crate::device::cuda::abi::{
-    EulerParams, FLOW_THREADS, FlowNoiseParams, NormalParams, RenoiseBackwardParams, RenoiseParams, StepParams, TIMESTEPS_MAX_DISCRETE,
-    TimestepsParams,
+    EulerParams, FLOW_THREADS, FlowNoiseParams, NormalParams, RENOISE_PAD, RENOISE_TOKENS, RenoiseBackwardParams, RenoiseParams,
+    StepParams, TIMESTEPS_MAX_DISCRETE, TimestepsParams,
 };
 use crate::device::cuda::driver::{Grid, Kernel};
 use crate::device::cuda::memory::{Buffer, Located, address_or_null};
+use crate::device::{PatchShape, Stream};
 use crate::flow::{MAX_DISCRETE, TimestepDistribution};
 
 const _: () = assert!(MAX_DISCRETE == TIMESTEPS_MAX_DISCRETE as usize);
@@ -110,19 +110,17 @@ pub fn predict_x0_renoise(
     cuda: &Cuda,
     step: &Buffer<StepParams>,
     stream: Stream,
+    shape: &PatchShape,
     x_t: StatIn<'_>,
-    velocity: StatIn<'_>,
+    velocity: In<'_>,
     t: StatIn<'_>,
     t_hat: StatIn<'_>,
     x0_hat: StatOut<'_>,
-    renoised: StatOut<'_>,
+    renoised: Out<'_>,
 ) {
-    let (batch, numel) = samples(x0_hat.len, t.len);
-    let lens = [x_t.len, velocity.len, renoised.len];
-    assert!(lens.iter().all(|len| *len == x0_hat.len), "x_t, velocity, renoised hold {lens:?} values, x0_hat {}", x0_hat.len);
-    assert_eq!(t_hat.len, t.len, "{} values of t_hat for {} samples", t_hat.len, t.len);
+    check(shape, &[x_t.len, velocity.len, x0_hat.len, renoised.len], [t.len, t_hat.len]);
+    let [batch, channels, height, width, patch] = sizes(shape);
     let params = RenoiseParams {
-        numel,
         step: step.address(),
         x_t: x_t.address(),
         velocity: velocity.address(),
@@ -132,38 +130,73 @@ pub fn predict_x0_renoise(
         renoised: renoised.address(),
         stream,
         batch,
+        channels,
+        height,
+        width,
+        patch,
     };
-    let wide = aligned(&[params.x_t, params.velocity, params.x0_hat, params.renoised]) && numel % QUAD == 0;
-    let (name, _) = kernel_of_width(wide, [("predict_x0_renoise_x4", QUAD), ("predict_x0_renoise_x1", 1)]);
-    cuda.launch(Kernel { file: "flow_noise", name }, sample_grid(cuda, numel, batch), &params);
+    let wide = aligned(&[params.x_t, params.velocity, params.x0_hat, params.renoised]);
+    let (name, grid) = tokens_grid(cuda, shape, wide, ["predict_x0_renoise_x4", "predict_x0_renoise_x1"]);
+    cuda.launch(Kernel { file: "flow_noise", name }, grid, &params);
 }
 
 pub fn predict_x0_renoise_backward(
     cuda: &Cuda,
+    shape: &PatchShape,
     t: StatIn<'_>,
     t_hat: StatIn<'_>,
-    d_renoised: Option<StatIn<'_>>,
+    d_renoised: Option<In<'_>>,
     d_x0_hat: Option<StatIn<'_>>,
-    d_velocity: StatOut<'_>,
+    d_velocity: Out<'_>,
 ) {
-    let (batch, numel) = samples(d_velocity.len, t.len);
-    assert_eq!(t_hat.len, t.len, "{} values of t_hat for {} samples", t_hat.len, t.len);
-    for upstream in [&d_renoised, &d_x0_hat].into_iter().flatten() {
-        assert_eq!(upstream.len, d_velocity.len, "an upstream gradient of {} values for {}", upstream.len, d_velocity.len);
-    }
+    let upstream = [d_renoised.as_ref().map(|d| d.len), d_x0_hat.as_ref().map(|d| d.len)];
+    let lens: Vec<usize> = upstream.into_iter().flatten().chain([d_velocity.len]).collect();
+    check(shape, &lens, [t.len, t_hat.len]);
+    let [batch, channels, height, width, patch] = sizes(shape);
     let params = RenoiseBackwardParams {
-        numel,
         t: t.address(),
         t_hat: t_hat.address(),
         d_renoised: address_or_null(d_renoised.as_ref()),
         d_x0_hat: address_or_null(d_x0_hat.as_ref()),
         d_velocity: d_velocity.address(),
         batch,
+        channels,
+        height,
+        width,
+        patch,
         unused: 0,
     };
-    let wide = aligned(&[params.d_renoised, params.d_x0_hat, params.d_velocity]) && numel % QUAD == 0;
-    let (name, _) = kernel_of_width(wide, [("predict_x0_renoise_backward_x4", QUAD), ("predict_x0_renoise_backward_x1", 1)]);
-    cuda.launch(Kernel { file: "flow_noise", name }, sample_grid(cuda, numel, batch), &params);
+    let wide = aligned(&[params.d_renoised, params.d_x0_hat, params.d_velocity]);
+    let (name, grid) = tokens_grid(cuda, shape, wide, ["predict_x0_renoise_backward_x4", "predict_x0_renoise_backward_x1"]);
+    cuda.launch(Kernel { file: "flow_noise", name }, grid, &params);
+}
+
+fn sizes(shape: &PatchShape) -> [u32; 5] {
+    [shape.batch, shape.channels, shape.height, shape.width, shape.patch].map(|size| size as u32)
+}
+
+/// What the kernels between latents and tokens assume of their operands' sizes.
+fn check(shape: &PatchShape, lens: &[usize], times: [usize; 2]) {
+    let PatchShape { batch, channels, height, width, patch, .. } = *shape;
+    let whole = batch > 0 && patch > 0 && height % patch == 0 && width % patch == 0;
+    let len = batch * channels * height * width;
+    assert!(whole && lens.iter().all(|have| *have >= len), "{shape:?} with operands of {lens:?} values");
+    assert!(times.iter().all(|have| *have >= batch), "{times:?} times for {batch} samples");
+}
+
+/// The wide kernel, a block for each strip of tokens, where patches are of 2 and rows and tokens allow 16-byte accesses, and its
+/// two strips fit the shared memory every launch may have; else the narrow one, a thread a value.
+fn tokens_grid(cuda: &Cuda, shape: &PatchShape, aligned: bool, [wide, narrow]: [&'static str; 2]) -> (&'static str, Grid) {
+    let [batch, channels, height, width, patch] = sizes(shape);
+    let samples = batch.min(u32::from(u16::MAX));
+    let shared = 2 * 2 * RENOISE_TOKENS * (4 * channels + RENOISE_PAD);
+    if aligned && patch == 2 && width % 4 == 0 && channels % 2 == 0 && shared <= 48 << 10 {
+        let strips = (width / 2).div_ceil(RENOISE_TOKENS) * (height / 2);
+        return (wide, Grid { blocks: [strips, samples, 1], threads: FLOW_THREADS, shared });
+    }
+    let numel = u64::from(channels) * u64::from(height) * u64::from(width);
+    let whole = cuda.strided_grid(numel * u64::from(batch), FLOW_THREADS);
+    (narrow, Grid { blocks: [whole.blocks[0].div_ceil(samples), samples, 1], ..whole })
 }
 
 pub fn euler_cfg(cuda: &Cuda, x: StatOut<'_>, velocity: StatIn<'_>, unconditional: Option<StatIn<'_>>, guidance: f32, dt: f32) {

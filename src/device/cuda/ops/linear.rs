@@ -28,14 +28,14 @@ fn weight(params: &Buffer<bf16>, layer: &Linear) -> Operand {
     operand(params.address() + 2 * layer.weight as u64, layer.inputs)
 }
 
-fn bias(params: &Buffer<bf16>, layer: &Linear) -> Address {
+pub(super) fn bias(params: &Buffer<bf16>, layer: &Linear) -> Address {
     let end = layer.bias + layer.outputs;
     assert!(end <= params.len(), "a bias that ends at {end} of {} parameters: {layer:?}", params.len());
     params.address() + 2 * layer.bias as u64
 }
 
 /// Fails unless `[rows, width]` fits `len` values.
-fn check(what: &str, len: usize, rows: usize, width: usize) {
+pub(super) fn check(what: &str, len: usize, rows: usize, width: usize) {
     assert!(len >= rows * width, "{what} of {len} values, {rows} x {width} are needed");
 }
 

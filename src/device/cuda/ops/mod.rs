@@ -14,6 +14,7 @@ pub mod linear;
 pub mod memory;
 pub mod patchify;
 pub mod qk_norm;
+pub mod quantize;
 
 use half::bf16;
 

@@ -1,6 +1,6 @@
 //! A caching arena: device memory that was given back is kept and handed out again for the same size, so that plans for
-//! a shape cost no driver calls after their first time. All work is on one stream, so memory may change hands while
-//! earlier work on it is still queued.
+//! a shape cost no driver calls after their first time. All work is in order but for branches, and what those give back comes
+//! here when they are joined: so memory may change hands while earlier work on it is still queued.
 
 use std::collections::HashMap;
 
@@ -54,7 +54,7 @@ impl Arena {
         match unsafe { result::malloc_sync(size) } {
             Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) if self.kept.values().any(|blocks| !blocks.is_empty()) => {
                 // Queued work may still use a kept block: wait before giving it back.
-                stream.synchronize()?;
+                stream.context().synchronize()?;
                 self.trim();
                 // SAFETY: as above.
                 unsafe { result::malloc_sync(size) }

@@ -1,4 +1,5 @@
-//! Matrix products by cuBLASLt, with its epilogues. The algorithm for a shape is asked for once and kept.
+//! Matrix products by cuBLASLt, with its epilogues. The algorithm for a shape is asked for once and kept, or measured
+//! (`tuning.rs`).
 //!
 //! cuBLASLt thinks in columns: a row-major `[rows, columns]` matrix is its column-major `[columns, rows]`. So
 //! `out = a b` is asked for as `outᵀ = bᵀ aᵀ`: its A is our `b`, its B our `a`, its rows our columns, and a bias along its
@@ -11,19 +12,22 @@ use cudarc::cublaslt::{result, sys};
 use cudarc::driver::CudaStream;
 
 use super::arena::Arena;
+use super::tuning::Tuning;
 use crate::device::DeviceError;
-use crate::device::cuda::driver::{Address, Element, Epilogue, Gemm, Operand};
+use crate::device::cuda::algorithms::{CANDIDATES, alignment};
+use crate::device::cuda::driver::{Address, Element, Epilogue, Gemm, LANES, Operand};
 
 /// Room for split sums; what NVIDIA recommends for Hopper.
 const WORKSPACE: usize = 32 << 20;
-/// Alignments beyond this change nothing.
-const WIDEST_ALIGNMENT: u64 = 256;
 
 /// cuBLASLt and the algorithms found so far.
 pub struct Blas {
     handle: sys::cublasLtHandle_t,
-    workspace: Address,
+    /// Products of different lanes run side by side: each lane has its own.
+    workspaces: [Address; LANES],
     plans: HashMap<Key, Plan>,
+    /// Those of products in FP8, by rows, columns and length of the sums.
+    fp8: HashMap<[usize; 3], Plan>,
 }
 
 // SAFETY: the handle and the descriptors may be used from any thread, one at a time: `Blas` stands behind a mutex.
@@ -42,7 +46,7 @@ struct Key {
 }
 
 /// Descriptors and the algorithm of one kind of product.
-struct Plan {
+pub struct Plan {
     product: sys::cublasLtMatmulDesc_t,
     a: sys::cublasLtMatrixLayout_t,
     b: sys::cublasLtMatrixLayout_t,
@@ -58,10 +62,6 @@ fn epilogue_kind(epilogue: Epilogue) -> sys::cublasLtEpilogue_t {
         Epilogue::BiasGelu { .. } => CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
         Epilogue::GeluBackward { .. } => CUBLASLT_EPILOGUE_DGELU,
     }
-}
-
-fn alignment(address: Address) -> u32 {
-    if address == 0 { WIDEST_ALIGNMENT as u32 } else { (address & address.wrapping_neg()).min(WIDEST_ALIGNMENT) as u32 }
 }
 
 impl Key {
@@ -88,6 +88,8 @@ macro_rules! set {
     }};
 }
 
+mod fp8;
+
 impl Blas {
     /// Opens cuBLASLt.
     ///
@@ -104,18 +106,65 @@ impl Blas {
             ));
         }
         let handle = result::create_handle().map_err(|error| unavailable(format!("cuBLASLt does not start: {error}")))?;
-        let workspace = arena.allocate(stream, WORKSPACE, device)?;
-        Ok(Self { handle, workspace, plans: HashMap::new() })
+        let mut workspaces = [0; LANES];
+        for workspace in &mut workspaces {
+            *workspace = arena.allocate(stream, WORKSPACE, device)?;
+        }
+        Ok(Self { handle, workspaces, plans: HashMap::new(), fp8: HashMap::new() })
     }
 
-    /// Queues a product; the context must be current. The error says what went wrong.
-    pub fn run(&mut self, gemm: &Gemm, stream: &CudaStream) -> Result<(), String> {
+    /// Version of the library, as it tells it.
+    pub fn version() -> u64 {
+        // SAFETY: takes nothing; `new` has found the library.
+        unsafe { sys::cublasLtGetVersion() as u64 }
+    }
+
+    /// Forgets the algorithms chosen so far.
+    pub fn forget(&mut self) {
+        self.plans.drain().for_each(|(_, plan)| plan.release());
+    }
+
+    /// Queues a product on the stream of a lane; the context must be current. The error says what went wrong.
+    pub fn run(&mut self, gemm: &Gemm, stream: &CudaStream, lane: usize, tuning: Option<Tuning<'_>>) -> Result<(), String> {
         let key = Key::new(gemm);
         if !self.plans.contains_key(&key) {
-            let plan = self.plan(gemm, &key).map_err(|error| format!("cuBLASLt has no algorithm for it: {error}"))?;
+            let wanted = if tuning.is_some() { CANDIDATES } else { 1 };
+            let found = self.plan(gemm, &key, wanted);
+            let (mut plan, candidates) = found.map_err(|error| format!("cuBLASLt has no algorithm for it: {error}"))?;
+            if let Some(mut tuning) = tuning {
+                plan.algorithm = tuning.choose(self, &plan, &candidates, gemm, stream, lane)?;
+            }
             self.plans.insert(key, plan);
         }
         let Some(plan) = self.plans.get(&key) else { return Ok(()) };
+        self.queue(plan, &plan.algorithm, gemm, stream, lane)
+    }
+
+    /// Whether an algorithm can compute a product of this kind here.
+    pub fn check(&self, plan: &Plan, algorithm: &sys::cublasLtMatmulAlgo_t) -> Result<(), String> {
+        let Plan { product, a, b, out, .. } = *plan;
+        let mut result = std::mem::MaybeUninit::uninit();
+        // SAFETY: all descriptors are alive; the result is only read where the call succeeded, which wrote it.
+        let needed = unsafe {
+            let status = sys::cublasLtMatmulAlgoCheck(self.handle, product, a, b, out, out, algorithm, result.as_mut_ptr());
+            status.result().map(|()| result.assume_init().workspaceSize)
+        };
+        match needed {
+            Ok(bytes) if bytes <= WORKSPACE => Ok(()),
+            Ok(bytes) => Err(format!("it needs a workspace of {bytes} bytes")),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Queues a product by this algorithm.
+    pub fn queue(
+        &self,
+        plan: &Plan,
+        algorithm: &sys::cublasLtMatmulAlgo_t,
+        gemm: &Gemm,
+        stream: &CudaStream,
+        lane: usize,
+    ) -> Result<(), String> {
         plan.point(gemm).map_err(|error| error.to_string())?;
         let (alpha, beta) = (1.0_f32, if gemm.accumulate { 1.0_f32 } else { 0.0 });
         let out = gemm.out as *mut c_void;
@@ -135,8 +184,8 @@ impl Blas {
                 plan.out,
                 out,
                 plan.out,
-                &plan.algorithm,
-                self.workspace as *mut c_void,
+                algorithm,
+                self.workspaces[lane] as *mut c_void,
                 WORKSPACE,
                 stream.cu_stream().cast(),
             )
@@ -144,7 +193,8 @@ impl Blas {
         queued.map_err(|error| format!("cuBLASLt: {error}"))
     }
 
-    fn plan(&self, gemm: &Gemm, key: &Key) -> Result<Plan, result::CublasError> {
+    /// Descriptors of a product and its best algorithms, the best one first: at least one, at most `wanted`.
+    fn plan(&self, gemm: &Gemm, key: &Key, wanted: usize) -> Result<(Plan, Vec<sys::cublasLtMatmulAlgo_t>), result::CublasError> {
         use sys::cublasLtMatmulDescAttributes_t as Product;
         use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
         let Gemm { rows, columns, depth, .. } = *gemm;
@@ -186,30 +236,46 @@ impl Blas {
         ] {
             set!(result::set_matmul_pref_attribute, preference, attribute, bytes)?;
         }
-        // SAFETY: all descriptors are alive.
-        let found = unsafe { result::get_matmul_algo_heuristic(self.handle, plan.product, plan.a, plan.b, plan.out, plan.out, preference) };
+        let mut found: Vec<sys::cublasLtMatmulHeuristicResult_t> = Vec::with_capacity(wanted);
+        let mut count = 0;
+        let Plan { product, a, b, out, .. } = plan;
+        // SAFETY: all descriptors are alive; there is room for `wanted` results, of which the call writes `count`.
+        let asked = unsafe {
+            let (wanted, results) = (wanted as i32, found.as_mut_ptr());
+            let status = sys::cublasLtMatmulAlgoGetHeuristic(self.handle, product, a, b, out, out, preference, wanted, results, &mut count);
+            status.result().map(|()| found.set_len((count.max(0) as usize).min(found.capacity())))
+        };
         // SAFETY: made above, destroyed once.
         unsafe { result::destroy_matmul_pref(preference) }?;
-        Ok(Plan { algorithm: found?.algo, ..plan })
+        asked?;
+        let good: Vec<_> = found.iter().filter(|found| found.state.result().is_ok()).map(|found| found.algo).collect();
+        let Some(algorithm) = good.first().copied() else {
+            return Err(result::CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED));
+        };
+        Ok((Plan { algorithm, ..plan }, good))
     }
 
-    /// Gives descriptors and handle back; nothing queued may use them. The workspace is the arena's.
+    /// Gives descriptors and handle back; nothing queued may use them. The workspaces are the arena's.
     pub fn release(&mut self) {
-        for (_, plan) in self.plans.drain() {
-            // SAFETY: made by `plan`, destroyed once.
-            unsafe {
-                let _ = result::destroy_matmul_desc(plan.product);
-                for layout in [plan.a, plan.b, plan.out] {
-                    let _ = result::destroy_matrix_layout(layout);
-                }
-            }
-        }
+        self.forget();
+        self.fp8.drain().for_each(|(_, plan)| plan.release());
         // SAFETY: made by `new`, destroyed once.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
 }
 
 impl Plan {
+    /// Gives the descriptors back.
+    fn release(self) {
+        // SAFETY: made with the plan, destroyed once: products that were queued keep nothing of them.
+        unsafe {
+            let _ = result::destroy_matmul_desc(self.product);
+            for layout in [self.a, self.b, self.out] {
+                let _ = result::destroy_matrix_layout(layout);
+            }
+        }
+    }
+
     /// Sets the epilogue's addresses.
     fn point(&self, gemm: &Gemm) -> Result<(), result::CublasError> {
         use sys::cublasLtMatmulDescAttributes_t::*;

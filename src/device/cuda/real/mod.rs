@@ -1,20 +1,27 @@
-//! The real driver: one GPU and one stream, over cudarc. Kernels come from the fatbins that `build.rs` embedded.
+//! The real driver: one GPU, one stream and more of them for branches, over cudarc. Kernels come from the fatbins that
+//! `build.rs` embedded.
 
 mod arena;
 mod blas;
+mod branches;
 mod kernels;
 mod staging;
+mod tuning;
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+use cudarc::driver::{CudaContext, DriverError, result, sys};
 
-use super::driver::{Address, Driver, Element, Gemm, Grid, Kernel, Properties, Recorded, TensorMap, TensorSpec};
+use super::driver::{Address, Driver, Element, Gemm, GemmFp8, Grid, Kernel, LANES, Properties, Recorded, TensorMap, TensorSpec};
 use crate::device::DeviceError;
+use crate::device::cuda::algorithms::Kept;
 use arena::Arena;
 use blas::Blas;
+use branches::Branches;
 use kernels::Kernels;
 use staging::Staging;
+use tuning::Tuning;
 
 /// Oldest compute capability that the kernels are built for.
 const OLDEST: (u32, u32) = (8, 0);
@@ -27,9 +34,11 @@ pub struct Real {
     recording: Mutex<bool>,
     staging: Mutex<Staging>,
     blas: Mutex<Blas>,
+    /// Measured algorithms, where they are asked for.
+    algorithms: Mutex<Option<Kept>>,
     kernels: Kernels,
     arena: Mutex<Arena>,
-    stream: Arc<CudaStream>,
+    branches: Branches,
     context: Arc<CudaContext>,
 }
 
@@ -141,19 +150,20 @@ impl Real {
         }
         let failed = |error: DriverError| unavailable(format!("{name}: {}{}", describe(error), advice(error)));
         let context = CudaContext::new(ordinal).map_err(failed)?;
-        // SAFETY: this driver has one stream and orders everything on it; nothing needs cudarc's events between streams.
+        // SAFETY: this driver orders its streams itself (`branches.rs`); nothing needs cudarc's events between streams.
         unsafe { context.disable_event_tracking() };
-        let stream = context.new_stream().map_err(failed)?;
+        let branches = Branches::new(&context).map_err(failed)?;
         let kernels = Kernels::load(&context)?;
         let mut arena = Arena::default();
-        let blas = Blas::new(&mut arena, &stream, name)?;
+        let blas = Blas::new(&mut arena, branches.stream(), name)?;
         Ok(Self {
             recording: Mutex::new(false),
             staging: Mutex::default(),
             blas: Mutex::new(blas),
+            algorithms: Mutex::default(),
             kernels,
             arena: Mutex::new(arena),
-            stream,
+            branches,
             context,
             properties,
         })
@@ -174,11 +184,19 @@ impl Real {
     /// Makes the context current in this thread; cheap where it already is.
     fn enter(&self, what: &str) -> Result<sys::CUstream, DeviceError> {
         self.context.bind_to_thread().map_err(|error| self.failed(what, error))?;
-        Ok(self.stream.cu_stream())
+        Ok(self.branches.stream().cu_stream())
     }
 
     fn is_recording(&self) -> bool {
         self.recording.lock().is_ok_and(|recording| *recording)
+    }
+
+    /// Refuses what neither a recording nor a branch can hold.
+    fn in_order(&self, what: &str) -> Result<(), DeviceError> {
+        if self.branches.open() {
+            return Err(self.refused(what, "it cannot be part of a branch: it is not queued, or waits for the host"));
+        }
+        self.not_recording(what)
     }
 
     /// Refuses what a recording cannot hold.
@@ -199,10 +217,14 @@ impl Driver for Real {
         self.not_recording("an allocation")?;
         self.enter("an allocation")?;
         let Ok(mut arena) = self.arena.lock() else { return Err(self.refused("an allocation", "another thread panicked")) };
-        arena.allocate(&self.stream, bytes, &self.properties.name)
+        arena.allocate(self.branches.stream(), bytes, &self.properties.name)
     }
 
     fn free(&self, address: Address) {
+        // Work of a branch may still use it, and nothing orders the other one's after that: it waits for the join.
+        if self.branches.keep(address) {
+            return;
+        }
         if let Ok(mut arena) = self.arena.lock() {
             arena.free(address);
         }
@@ -213,18 +235,18 @@ impl Driver for Real {
     }
 
     fn write(&self, to: Address, bytes: &[u8]) -> Result<(), DeviceError> {
-        self.not_recording("an upload")?;
+        self.in_order("an upload")?;
         self.enter("an upload")?;
         let Ok(mut staging) = self.staging.lock() else { return Err(self.refused("an upload", "another thread panicked")) };
-        staging.write(&self.context, &self.stream, to, bytes).map_err(|error| self.failed("an upload", error))
+        staging.write(&self.context, self.branches.stream(), to, bytes).map_err(|error| self.failed("an upload", error))
     }
 
     fn read(&self, from: Address, bytes: &mut [u8]) -> Result<(), DeviceError> {
-        self.not_recording("a download")?;
+        self.in_order("a download")?;
         let stream = self.enter("a download")?;
         // SAFETY: the caller's view lies in an allocation of this driver, and the copy is waited for before `bytes` is used.
         let copied = unsafe { result::memcpy_dtoh_async(bytes, from, stream) };
-        copied.and_then(|()| self.stream.synchronize()).map_err(|error| self.failed("a download", error))
+        copied.and_then(|()| self.branches.stream().synchronize()).map_err(|error| self.failed("a download", error))
     }
 
     fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), DeviceError> {
@@ -239,7 +261,7 @@ impl Driver for Real {
         let mut pointers: Vec<*mut std::ffi::c_void> = parameters.iter().map(|p| p.as_ptr().cast_mut().cast()).collect();
         let [x, y, z] = grid.blocks;
         // SAFETY: the pointers are the kernel's parameters in order, each with the bytes of the struct in `abi.h`, which
-        // the driver copies before it returns; the buffers they name outlive the work queued on the one stream.
+        // the driver copies before it returns; the buffers they name outlive the work queued on its streams.
         let queued = unsafe { result::launch_kernel(function, (x, y, z), (grid.threads, 1, 1), grid.shared, stream, &mut pointers) };
         queued.map_err(|error| self.failed(&format!("{} {grid:?}", kernel.name), error))
     }
@@ -247,7 +269,36 @@ impl Driver for Real {
     fn gemm(&self, gemm: &Gemm) -> Result<(), DeviceError> {
         self.enter("a matrix product")?;
         let Ok(mut blas) = self.blas.lock() else { return Err(self.refused("a matrix product", "another thread panicked")) };
-        blas.run(gemm, &self.stream).map_err(|cause| self.refused(&format!("{gemm:?}"), cause))
+        let Ok(mut kept) = self.algorithms.lock() else { return Err(self.refused("a matrix product", "another thread panicked")) };
+        let (may_run, context, arena, device) = (!self.is_recording(), &self.context, &self.arena, self.properties.name.as_str());
+        let tuning = kept.as_mut().map(|kept| Tuning { kept, may_run, context, arena, device });
+        let done = blas.run(gemm, self.branches.stream(), self.branches.lane(), tuning);
+        done.map_err(|cause| self.refused(&format!("{gemm:?}"), cause))
+    }
+
+    fn keep_algorithms(&self, file: &Path) -> crate::Result<Option<String>> {
+        let (kept, warning) = Kept::open(file, &self.properties.name, Blas::version())?;
+        if let (Ok(mut blas), Ok(mut algorithms)) = (self.blas.lock(), self.algorithms.lock()) {
+            blas.forget();
+            *algorithms = Some(kept);
+        }
+        Ok(warning)
+    }
+
+    fn prepare_gemm_fp8(&self, rows: usize, columns: usize, depth: usize) -> Result<(), DeviceError> {
+        let no_fp8 = |cause: String| DeviceError::no_fp8(&self.properties.name, cause);
+        if let Some(lack) = self.properties.lacks_fp8() {
+            return Err(no_fp8(lack));
+        }
+        self.enter("a matrix product")?;
+        let Ok(mut blas) = self.blas.lock() else { return Err(self.refused("a matrix product", "another thread panicked")) };
+        blas.prepare_fp8([rows, columns, depth]).map_err(no_fp8)
+    }
+
+    fn gemm_fp8(&self, gemm: &GemmFp8) -> Result<(), DeviceError> {
+        self.enter("a matrix product")?;
+        let Ok(mut blas) = self.blas.lock() else { return Err(self.refused("a matrix product", "another thread panicked")) };
+        blas.run_fp8(gemm, self.branches.stream(), self.branches.lane()).map_err(|cause| self.refused(&format!("{gemm:?}"), cause))
     }
 
     fn tensor_map(&self, spec: &TensorSpec) -> Result<TensorMap, DeviceError> {
@@ -290,9 +341,26 @@ impl Driver for Real {
         Ok(map)
     }
 
+    fn begin_branch(&self) -> Result<usize, DeviceError> {
+        self.enter("a branch")?;
+        let lane = self.branches.begin().map_err(|error| self.failed("a branch", error))?;
+        lane.ok_or_else(|| self.refused("a branch", format!("{} lie within one another already", LANES - 1)))
+    }
+
+    fn end_branch(&self) -> Result<(), DeviceError> {
+        if self.branches.end() { Ok(()) } else { Err(self.refused("the end of a branch", "none was begun")) }
+    }
+
+    fn join_branch(&self) -> Result<(), DeviceError> {
+        self.enter("the join of a branch")?;
+        let given_back = self.branches.join().map_err(|error| self.failed("the join of a branch", error))?;
+        given_back.into_iter().for_each(|address| self.free(address));
+        Ok(())
+    }
+
     fn begin_recording(&self) -> Result<(), DeviceError> {
         let stream = self.enter("a recording")?;
-        self.not_recording("a recording")?;
+        self.in_order("a recording")?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is this driver's.
         unsafe { result::stream::begin_capture(stream, mode) }.map_err(|error| self.failed("a recording", error))?;
@@ -317,6 +385,7 @@ impl Driver for Real {
     }
 
     fn replay(&self, recorded: &dyn Recorded) -> Result<(), DeviceError> {
+        self.in_order("a replay")?;
         let stream = self.enter("a replay")?;
         let Some(graph) = recorded.as_any().downcast_ref::<Graph>() else {
             return Err(self.refused("a replay", "the recording was made by another driver"));
@@ -326,8 +395,9 @@ impl Driver for Real {
     }
 
     fn synchronize(&self) -> Result<(), DeviceError> {
+        self.in_order("a wait")?;
         self.enter("the device")?;
-        self.stream.synchronize().map_err(|error| self.failed("a queued operation", error))
+        self.branches.stream().synchronize().map_err(|error| self.failed("a queued operation", error))
     }
 }
 
@@ -337,7 +407,7 @@ impl Drop for Real {
             return;
         }
         // Nothing may still use what is given back below; an error was reported already or cannot be any more.
-        let _ = self.stream.synchronize();
+        let _ = self.context.synchronize();
         if let Ok(blas) = self.blas.get_mut() {
             blas.release();
         }
