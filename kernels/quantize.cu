@@ -6,8 +6,7 @@
 // of zeros has scale 1; what is no number stays none. Called by src/device/cuda/ops/quantize.rs.
 //
 // Floors
-//   quantize_rows        3 bytes a value, 8 FLOPs: memory
-//   quantize_rows_gelu   3 bytes a value, 18 FLOPs and two special functions: memory
+//   quantize_rows*   3 bytes a value, 8 FLOPs; with GELU 18 and two special functions: memory
 #include "abi.h"
 #include "include/e4m3.cuh"
 #include "include/gelu.cuh"

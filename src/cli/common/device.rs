@@ -15,7 +15,7 @@ pub enum Device {
     Cpu(Cpu<f32>),
     /// A GPU, or its emulation.
     #[cfg(any(feature = "cuda", feature = "emulator"))]
-    Cuda(Cuda),
+    Cuda(Box<Cuda>),
 }
 
 /// Runs an expression with a reference to the device's backend: `on_device!(device, |b| work(b))`.
@@ -24,7 +24,10 @@ macro_rules! on_device {
         match &$device {
             $crate::cli::common::device::Device::Cpu($b) => $work,
             #[cfg(any(feature = "cuda", feature = "emulator"))]
-            $crate::cli::common::device::Device::Cuda($b) => $work,
+            $crate::cli::common::device::Device::Cuda(cuda) => {
+                let $b = &**cuda;
+                $work
+            }
         }
     };
 }
@@ -39,7 +42,7 @@ impl Device {
     pub fn open(name: &str, deterministic: bool) -> Result<Self, DeviceError> {
         Ok(match Self::named(name)? {
             #[cfg(any(feature = "cuda", feature = "emulator"))]
-            Self::Cuda(cuda) if !deterministic => Self::Cuda(cuda.without_order()),
+            Self::Cuda(cuda) if !deterministic => Self::Cuda(Box::new(cuda.without_order())),
             device => device,
         })
     }
@@ -56,7 +59,7 @@ impl Device {
             #[cfg(feature = "emulator")]
             "emulated" => {
                 let driver = crate::device::cuda::emulated::Emulated::new(crate::device::cuda::emulated::Schedule::default());
-                Ok(Self::Cuda(Cuda::new(std::sync::Arc::new(driver))))
+                Ok(Self::Cuda(Box::new(Cuda::new(std::sync::Arc::new(driver)))))
             }
             gpu => Self::gpu(gpu.strip_prefix("cuda:").and_then(|n| n.parse().ok()).unwrap_or(0)),
         }
@@ -80,7 +83,7 @@ impl Device {
 
     #[cfg(feature = "cuda")]
     fn gpu(ordinal: usize) -> Result<Self, DeviceError> {
-        Cuda::open(ordinal).map(Self::Cuda)
+        Cuda::open(ordinal).map(|cuda| Self::Cuda(Box::new(cuda)))
     }
 
     #[cfg(not(feature = "cuda"))]
