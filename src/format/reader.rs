@@ -1,6 +1,6 @@
 //! Reading safetensors: the file is memory-mapped, and its header is validated before any number in it is used.
 //!
-//! Reads f32, f16, bf16, f64, u8, u32 and i64 tensors, also from bytes compiled into the program. Called by everything
+//! Reads f32, f16, bf16, f64, fp8 (e4m3 and e5m2), u8, u32 and i64 tensors, also from bytes compiled into the program. Called by everything
 //! that loads a network, a golden tensor, or latents.
 
 use std::collections::BTreeMap;
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype as Stored, Metadata, TensorInfo};
 
+use crate::device::e4m3;
 use crate::{Error, Result};
 
 /// Length of the number that opens the file: the size of the header.
@@ -152,7 +153,10 @@ impl SafetensorsFile {
             Stored::F64 => convert(bytes, out, |raw| f64::from_le_bytes(raw) as f32),
             Stored::F16 => half_precision(bytes, out, half::f16::from_le_bytes),
             Stored::BF16 => half_precision(bytes, out, half::bf16::from_le_bytes),
-            other => return Err(self.wrong_type(name, other, "floats (F32, F16, BF16 or F64)")),
+            Stored::F8_E4M3 => convert(bytes, out, |[code]| e4m3::decode(code)),
+            // The upper byte of an f16.
+            Stored::F8_E5M2 => convert(bytes, out, |[code]| half::f16::from_bits(u16::from(code) << 8).to_f32()),
+            other => return Err(self.wrong_type(name, other, "floats (F32, F16, BF16, F64 or F8)")),
         }
         Ok(())
     }
@@ -346,6 +350,18 @@ mod tests {
         assert_eq!(file.f32("d").unwrap(), [0.1f32]);
         assert_eq!(file.u8("b").unwrap(), [200]);
         assert_eq!(file.f32("h").unwrap(), [1.5]);
+    }
+
+    #[test]
+    fn eight_bit_floats_are_read() {
+        let header =
+            r#"{"a":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"F8_E5M2","shape":[2,2],"data_offsets":[4,8]}}"#;
+        let file = open(&with_header(header, &[0x38, 0xc0, 0x7e, 0x01, 0x3c, 0xc0, 0x7b, 0x01])).unwrap();
+        assert_eq!(file.f32("a").unwrap(), [1.0, -2.0, 448.0, 2.0_f32.powi(-9)]);
+        assert_eq!(file.f32("b").unwrap(), [1.0, -2.0, 57344.0, 2.0_f32.powi(-16)]);
+        let mut some = [0.0; 2];
+        file.f32_into("a", 1, &mut some).unwrap();
+        assert_eq!(some, [-2.0, 448.0]);
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub enum TextConfig {
         /// Words of a prompt that are used, one context row each; the rest is cut off.
         tokens: usize,
     },
-    /// Embeddings made by another program: prompts cannot be encoded here.
+    /// Stable Diffusion 3's, by encoders that are no part of the network's file (module `sd3`, with the feature `text`).
     External {
         /// Width of the context (SD3: 4096).
         context_dim: usize,
@@ -106,7 +106,7 @@ impl TextConfig {
 
 fn external() -> Error {
     Error::Usage(
-        "this network's prompts are encoded by other programs (CLIP and T5): its pipeline can be converted, but takes no prompts here"
+        "this network's prompts are encoded by CLIP and T5, which this build of ladd-fast has not: build it with `--features text` (docs/sd3.md)"
             .into(),
     )
 }
@@ -181,6 +181,6 @@ mod tests {
         assert!(error.contains("text.tokens = 0"), "{error}");
         let external = TextConfig::External { context_dim: 4096, pooled_dim: 2048 };
         external.validate().unwrap();
-        assert!(external.encode(&["x"]).unwrap_err().to_string().contains("other programs"));
+        assert!(external.encode(&["x"]).unwrap_err().to_string().contains("--features text"));
     }
 }

@@ -40,7 +40,7 @@ pub enum CodecConfig {
         /// Scale per latent channel.
         std: Vec<f32>,
     },
-    /// Latents made by another program: images cannot be encoded or decoded here.
+    /// Stable Diffusion 3's, by an autoencoder that is no part of the network's file.
     External {
         /// Channels of the latent (SD3: 16).
         channels: usize,
@@ -186,7 +186,7 @@ impl CodecConfig {
 }
 
 fn external() -> Error {
-    Error::Usage("this network's latents belong to a VAE that ladd-fast does not contain: decode them with another program".into())
+    Error::Usage("this network's latents belong to an autoencoder, which this build of ladd-fast has not: build it with `--features text` (docs/sd3.md)".into())
 }
 
 /// Applies `map` to every image of a batch; input and output have equally many numbers per image.

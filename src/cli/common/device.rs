@@ -39,6 +39,7 @@ impl Device {
     ///
     /// # Errors
     /// When it is not there, saying what to do. `auto` takes the first GPU that can be used, else the processor.
+    #[cfg_attr(not(any(feature = "cuda", feature = "emulator")), allow(unused_variables))]
     pub fn open(name: &str, deterministic: bool) -> Result<Self, DeviceError> {
         Ok(match Self::named(name)? {
             #[cfg(any(feature = "cuda", feature = "emulator"))]

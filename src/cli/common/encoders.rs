@@ -5,11 +5,13 @@ use std::path::PathBuf;
 
 use super::Outcome;
 use super::draw::Prompts;
+#[cfg(feature = "text")]
+use crate::Error;
+use crate::Result;
 use crate::config::EncodersConfig;
 use crate::format::Pipeline;
 use crate::text::TextConfig;
 use crate::vae::CodecConfig;
-use crate::{Error, Result};
 
 /// Key of a checkpoint's notes that names the pipeline it belongs to.
 pub const NOTE: &str = "encoders";
@@ -20,7 +22,6 @@ pub struct Encoders<'a> {
     /// The network's settings.
     pub pipeline: &'a Pipeline,
     /// Files of the pipeline, for networks whose settings do not hold all of it.
-    #[cfg_attr(not(feature = "text"), expect(dead_code, reason = "only the encoders read them"))]
     files: PathBuf,
     #[cfg_attr(not(feature = "text"), expect(dead_code, reason = "only the encoders read it"))]
     config: EncodersConfig,

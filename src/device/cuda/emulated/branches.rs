@@ -184,6 +184,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init, reason = "lists of ranges, some of one")]
     fn clashes() {
         let accesses = |read: &[Range<u64>], written: &[Range<u64>]| Accesses { read: read.to_vec(), written: written.to_vec() }.sorted();
         let a = accesses(&[0..8, 32..40], &[20..24, 8..16]);
