@@ -354,7 +354,7 @@ mod tests {
         says(codec.encode(&[0.0; 48], [3, 4, 4]), "3 channels, the codec takes 1");
         says(codec.encode(&[0.0; 17], [1, 4, 4]), "17 numbers");
         says(codec.decode(&[0.0; 15], [15, 1, 1]), "15 channels, the codec makes 16");
-        says(CodecConfig::External { channels: 16, downscale: 8 }.decode(&[], [16, 1, 1]), "VAE");
+        says(CodecConfig::External { channels: 16, downscale: 8 }.decode(&[], [16, 1, 1]), "--features text");
         assert!(CodecConfig::fit(4, &[], [1, 4, 4], 0.5).is_err());
         assert!(CodecConfig::fit(4, &[f32::NAN; 32], [1, 4, 8], 0.5).is_err());
         assert!(CodecConfig::fit(4, &[0.0; 32], [1, 4, 8], 2.0).is_err());
