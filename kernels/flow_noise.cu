@@ -8,8 +8,9 @@
 //   euler_cfg          x += dt (u + guidance (v - u)), without u: x += dt v
 //
 // All fp32, all outputs overwritten (x of euler_cfg is added to). predict_x0_renoise stands between two networks and patchifies
-// as well: v comes as the bf16 tokens of one's final layer, renoised goes as those that the other embeds; so do gradients. Every operation is rounded by itself (Exact), so that the
-// results have the bits of the CPU backend's. Called by src/device/cuda/ops/flow_noise.rs.
+// as well: v comes as the bf16 tokens of one's final layer, renoised goes as those that the other embeds; so do gradients. Every
+// operation is rounded by itself (Exact), so that the results have the bits of the CPU backend's. Called by
+// src/device/cuda/ops/flow_noise.rs.
 //
 // Floors, per value. Noise is drawn in registers, 65 instructions a normal: half a cycle of a multiprocessor, in which an H100's
 // memory brings about 7 bytes

@@ -123,11 +123,11 @@ impl Part {
         module(builder).map_err(|error| Error::file(&self.origin, first_line(&error)))
     }
 
-    /// SHA-256 over names, shapes and the first values of each tensor: tells one set of weights from another without
-    /// reading gigabytes.
+    /// SHA-256 over names, shapes and the first values of each tensor (of integers only names and shapes): tells one set of
+    /// weights from another without reading gigabytes.
     ///
     /// # Errors
-    /// When a tensor does not hold floats.
+    /// When a file lacks a tensor that it listed.
     pub fn fingerprint(&self) -> Result<String> {
         let mut hash = Sha256::new();
         for (asked, (file, name)) in &self.places {

@@ -3,6 +3,7 @@
 //! [`TextConfig::Words`] is a stand-in for CLIP and T5: every word has a frozen random vector, so that two prompts
 //! differ exactly where their words do and no weights have to be downloaded. It knows nothing of meaning: `shoe` and
 //! `sneaker` are as far apart as any two words. Enough for a data set with a few prompts, useless beyond it.
+//! Stable Diffusion 3's CLIP and T5 are in `sd3`, with the feature `text`.
 
 #[cfg(feature = "text")]
 pub mod sd3;

@@ -3,6 +3,7 @@
 //! [`CodecConfig::Dct`] is a stand-in for the VAE: an orthonormal block DCT, a fixed linear map without weights. It
 //! spreads an image over `block * block` channels per colour at a `block`-th of the resolution, as a VAE does, but
 //! compresses nothing, and decoding inverts it exactly. Each channel is shifted and scaled towards unit variance.
+//! Stable Diffusion 3's is `Autoencoder`, with the feature `text`.
 
 #[cfg(feature = "text")]
 mod autoencoder;
