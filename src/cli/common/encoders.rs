@@ -156,6 +156,7 @@ impl Encoders<'_> {
                 }
             }
             let mut progress = Progress::new("prompts", missing.len() as u64, 0);
+            // One by one: what is kept of a prompt then does not depend, in its last bits, on those beside it.
             for (i, name) in missing.iter().enumerate() {
                 super::interrupt::check()?;
                 for embedding in encoders.encode(&[name.as_str()], |_| ())? {
