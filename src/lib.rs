@@ -13,6 +13,7 @@ pub mod eval;
 pub mod flow;
 pub mod format;
 pub mod ladd;
+pub mod lora;
 pub mod model;
 pub mod report;
 pub mod text;

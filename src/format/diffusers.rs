@@ -173,6 +173,36 @@ impl Links {
     }
 }
 
+/// A matrix of the network as diffusers' module of that name holds it: all rows of an original weight, a third of them, or with
+/// halves swapped.
+pub(crate) struct Matrix {
+    /// Diffusers' module, without `.weight`.
+    pub module: String,
+    /// The original weight.
+    pub original: String,
+    /// Which third of its rows, of fused queries, keys and values.
+    pub third: Option<usize>,
+    /// Whether the first and the second half of the rows are swapped.
+    pub swapped: bool,
+}
+
+/// Every weight matrix of the network, in the order of diffusers' modules.
+pub(crate) fn matrices(model: &ModelConfig) -> Vec<Matrix> {
+    let of = |original: &str, diffusers: &str, third, swapped| {
+        let module = diffusers.strip_suffix(".weight")?.to_owned();
+        Some(Matrix { module, original: original.to_owned(), third, swapped })
+    };
+    let matrices = links(model).into_iter().flat_map(|link| match link {
+        Link::Same { original, diffusers } => vec![of(&original, &diffusers, None, false)],
+        Link::Swapped { original, diffusers } => vec![of(&original, &diffusers, None, true)],
+        Link::Split { original, diffusers } => {
+            diffusers.iter().enumerate().map(|(third, name)| of(&original, name, Some(third), false)).collect()
+        }
+    });
+    // Norms are vectors.
+    matrices.flatten().filter(|matrix| !matrix.module.contains(".norm_")).collect()
+}
+
 /// Shapes of all tensors under diffusers' names.
 fn needed(links: &[Link], model: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
     let shapes = parameter_shapes(model);

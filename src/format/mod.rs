@@ -7,7 +7,7 @@
 mod atomic;
 mod checkpoint;
 pub mod diffusers;
-mod names;
+pub(crate) mod names;
 pub mod original;
 #[cfg(feature = "text")]
 pub mod parts;

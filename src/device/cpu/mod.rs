@@ -22,6 +22,7 @@ mod reduce;
 
 use std::sync::Mutex;
 
+pub(crate) use matmul::{Mat, MatMut, Threads, matmul};
 pub use real::Real;
 
 use super::shapes::{
