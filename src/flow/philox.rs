@@ -39,6 +39,8 @@ pub mod stream {
     pub const SAMPLER_RENOISE: Stream = 49;
     /// Vectors of the word encoder.
     pub const WORDS: Stream = 998;
+    /// Initial adapters: this plus the adapter's number.
+    pub const ADAPTERS: Stream = 1 << 20;
     /// Initial weights: this plus the tensor's rank in alphabetical order.
     pub const PARAMETERS: Stream = 1000;
 }

@@ -188,6 +188,6 @@ fn restore<B: Backend>(b: &B, path: &PathBuf, network: &mut Network<B>) -> Resul
             None => (),
         }
     }
-    b.cast(network.master.all(), network.params.all_mut());
+    network.refresh(b);
     Ok(())
 }

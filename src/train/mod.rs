@@ -1,5 +1,6 @@
 //! Training: optimiser, schedules, metrics, checkpoints, the run folder.
 
+mod adapters;
 pub mod checkpoint;
 mod checkpointing;
 mod distill;
@@ -10,6 +11,7 @@ mod pretrain;
 pub mod run_folder;
 mod watch;
 
+pub use adapters::{AdapterPlan, Adapters};
 pub use checkpointing::{Checkpointed, Checkpointing};
 pub use distill::{DistillSettings, Distiller, MicroBatch};
 pub use metrics::{HeadStats, PretrainRecord, QualityRecord, StepRecord};

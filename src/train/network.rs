@@ -1,28 +1,35 @@
 //! A network in training: weights, gradients and optimiser state, all in arenas of one layout.
 
+use std::sync::Arc;
+
+use crate::Result;
 use crate::device::packed::Packing;
 use crate::device::{ADAMW_COUNTERS, AdamwShape, AdamwState, Backend, DeviceError, Moment, Storage};
-use crate::train::{Moments, OptimConfig};
+use crate::lora::Lora;
+use crate::model::Layout;
+use crate::train::{AdapterPlan, Adapters, Moments, OptimConfig};
 
 /// Weights and optimiser state of one network.
 #[derive(Debug)]
 pub struct Network<B: Backend> {
     /// Weights in the compute type.
     pub params: B::Data,
-    /// Weights in fp32.
+    /// What the optimiser moves, in fp32: the weights, or a LoRA student's adapters.
     pub master: B::Stat,
-    /// Gradients, added up over the micro-batches of a step.
+    /// Gradients of the weights, added up over the micro-batches of a step.
     pub grads: B::Stat,
     /// First moment; none where `beta1` is 0.
     pub moment1: Option<Moment<B>>,
     /// Second moment.
     pub moment2: Moment<B>,
-    /// Moving average of the weights.
+    /// Moving average of what the optimiser moves.
     pub ema: Option<B::Stat>,
     /// Updates applied and skipped.
     pub counters: B::Stat,
     /// Global gradient norm of the last step, before clipping.
     pub norm: B::Stat,
+    /// A LoRA student's adapters, to which the optimiser's state then belongs.
+    pub adapters: Option<Adapters<B>>,
     shape: AdamwShape,
 }
 
@@ -57,6 +64,7 @@ impl<B: Backend> Network<B> {
             ema: (ema_decay > 0.0).then(|| b.alloc_stat(len)).transpose()?,
             counters: b.alloc_stat(ADAMW_COUNTERS)?,
             norm: b.alloc_stat(1)?,
+            adapters: None,
             shape: AdamwShape {
                 lr_index,
                 beta1: optim.beta1,
@@ -69,6 +77,40 @@ impl<B: Backend> Network<B> {
         })
     }
 
+    /// Starts the training of adapters of a network that lies as `arena` says and whose weights are `weights`.
+    ///
+    /// # Errors
+    /// When the adapters do not fit the network, or the device's memory is exhausted.
+    pub fn with_adapters(
+        b: &B,
+        weights: Arc<Vec<f32>>,
+        (arena, plan): (&Layout, AdapterPlan),
+        optim: &OptimConfig,
+        lr_index: usize,
+        ema_decay: f64,
+    ) -> Result<Self> {
+        let adapters = Adapters::new(b, plan, arena, weights)?;
+        let mut network = Self::new(b, &adapters.initial(), optim, lr_index, ema_decay)?;
+        let len = adapters.weights().len();
+        network.params = b.alloc_data(len)?;
+        network.grads = b.alloc_stat(len)?;
+        b.upload_data(adapters.weights(), network.params.all_mut());
+        network.adapters = Some(adapters);
+        network.refresh(b);
+        Ok(network)
+    }
+
+    /// Makes the weights again from what the optimiser moves, after that was written from elsewhere.
+    pub fn refresh(&mut self, b: &B) {
+        match &mut self.adapters {
+            None => b.cast(self.master.all(), self.params.all_mut()),
+            Some(adapters) => {
+                b.cast(self.master.all(), adapters.params.all_mut());
+                adapters.rebuild(b, &self.master, &mut self.params);
+            }
+        }
+    }
+
     /// Sets the gradients to zero, at the beginning of a step.
     pub fn zero_gradients(&mut self, b: &B) {
         b.fill(self.grads.all_mut(), 0.0);
@@ -76,16 +118,42 @@ impl<B: Backend> Network<B> {
 
     /// Clips and applies the gradients.
     pub fn update(&mut self, b: &B, step: &B::Step) {
-        b.global_norm(&self.grads, &mut self.norm);
-        let Self { params, master, grads, moment1, moment2, ema, counters, norm, shape } = self;
-        b.adamw(step, shape, grads, norm, AdamwState { params, master, moment1: moment1.as_mut(), moment2, ema: ema.as_mut(), counters });
+        let Self { params, master, grads, moment1, moment2, ema, counters, norm, adapters, shape } = self;
+        let (moment1, ema) = (moment1.as_mut(), ema.as_mut());
+        let Some(adapters) = adapters else {
+            b.global_norm(grads, norm);
+            b.adamw(step, shape, grads, norm, AdamwState { params, master, moment1, moment2, ema, counters });
+            return;
+        };
+        adapters.gradients(b, grads);
+        b.global_norm(&adapters.grads, norm);
+        let state = AdamwState { params: &mut adapters.params, master, moment1, moment2, ema, counters };
+        b.adamw(step, shape, &adapters.grads, norm, state);
+        adapters.rebuild(b, master, params);
     }
 
-    /// The weights an evaluation should use: the average where there is one.
+    /// The weights an evaluation should use: the average where there is one, with a LoRA student's adapters merged.
     ///
     /// # Errors
     /// When the device failed before.
     pub fn averaged_weights(&self, b: &B) -> Result<Vec<f32>, DeviceError> {
+        let values = self.averaged(b)?;
+        Ok(match &self.adapters {
+            Some(adapters) => adapters.merged(&values),
+            None => values,
+        })
+    }
+
+    /// A LoRA student's adapters: their average where there is one.
+    ///
+    /// # Errors
+    /// When the device failed before.
+    pub fn averaged_adapters(&self, b: &B) -> Result<Option<Lora>, DeviceError> {
+        let Some(adapters) = &self.adapters else { return Ok(None) };
+        Ok(Some(adapters.named(&self.averaged(b)?)))
+    }
+
+    fn averaged(&self, b: &B) -> Result<Vec<f32>, DeviceError> {
         b.download_stat(self.ema.as_ref().unwrap_or(&self.master).all())
     }
 }
