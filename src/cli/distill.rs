@@ -4,6 +4,7 @@
 //! grids, measurements and checkpoints on the way), train the regression control, write pictures, curves and tables.
 //! Every part can be interrupted; `--resume` goes on behind the last checkpoint.
 
+mod adapters;
 mod batches;
 mod showing;
 
@@ -18,7 +19,7 @@ use super::common::device::on_device;
 use super::common::encoders;
 use super::common::progress::duration;
 use super::common::{
-    Device, Encoders, Globals, Loaded, Outcome, Progress, Stop, interrupt, latents, network, number, output, path, start_threads,
+    Device, Encoders, Globals, Loaded, Outcome, Progress, Stop, flag, interrupt, latents, network, number, output, path, start_threads,
 };
 use crate::Result;
 use crate::config::Config;
@@ -28,8 +29,9 @@ use crate::format::{Dtype, Role};
 use crate::ladd::{LaddConfig, TeacherPrecision};
 use crate::report::{Results, distillation_panels, draw_panels, save_png};
 use crate::train::checkpoint::{self, TrainingState};
-use crate::train::{DistillSettings, Distiller, QualityRecord, Record, RunFolder, StepRecord, Watch};
+use crate::train::{DistillSettings, Distiller, Network, QualityRecord, Record, RunFolder, StepRecord, Watch};
 
+use adapters::Reapplied;
 use batches::Batches;
 use showing::Showing;
 
@@ -40,6 +42,8 @@ Examples:
   ladd-fast distill                                     the demo: under five minutes on two cores
   ladd-fast distill --preset demo-quick                 the same in about a minute
   ladd-fast distill --steps 1600 --set ladd.update=alternating
+  ladd-fast distill --set lora.rank=16                  train adapters (LoRA) instead of all weights
+  ladd-fast distill --teacher SD3 --data latents --preset sd3-medium --reapply-lora dpo.safetensors
   ladd-fast distill --run runs/NAME --resume            go on with an interrupted run
   ladd-fast distill --teacher teacher.safetensors --data latents --config my-run.toml
 
@@ -60,6 +64,9 @@ pub struct Arguments {
     /// Seed.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// Adapters (LoRA) to merge into the finished student, such as the teacher's from a preference training (DPO); may be repeated.
+    #[arg(long, value_name = "PATH")]
+    reapply_lora: Vec<String>,
     /// The run's folder [default: runs/DATE-TIME].
     #[arg(long, value_name = "FOLDER")]
     run: Option<PathBuf>,
@@ -75,28 +82,32 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
         number("distill.steps", "--steps", arguments.steps),
         number("distill.batch", "--batch", arguments.batch),
         number("seed", "--seed", arguments.seed),
+        flag("lora.reapply", "--reapply-lora", (!arguments.reapply_lora.is_empty()).then(|| arguments.reapply_lora.clone())),
     ];
-    let (config, teacher, mut run) = match &arguments.run {
+    let (config, teacher, reapplied, mut run) = match &arguments.run {
         Some(folder) if arguments.resume => {
             globals.refuse_settings(&flags)?;
             let run = RunFolder::open(folder)?;
             let config = run.config()?;
             start_threads(globals.threads.unwrap_or(config.threads))?;
             let teacher = network::load(&config.teacher.checkpoint)?;
-            (config, teacher, run)
+            let reapplied = Reapplied::read(&config, &teacher)?;
+            (config, teacher, reapplied, run)
         }
         folder => {
             let config = globals.load(flags)?;
             let teacher = network::load(&config.teacher.checkpoint)?;
             Encoders::new(&config.encoders, teacher.pipeline(), &teacher.name).tokens()?;
+            adapters::plan(&config, &teacher.pipeline().model)?;
+            let reapplied = Reapplied::read(&config, &teacher)?;
             let run = RunFolder::create(folder.as_deref(), &config)?;
-            (config, teacher, run)
+            (config, teacher, reapplied, run)
         }
     };
     config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     let device = Device::open(globals.device.as_deref().unwrap_or(&config.device), config.deterministic)?;
     device.choose_algorithms(config.gemm_algorithms, run.path())?;
-    let done = on_device!(device, |b| distill(b, &config, &teacher, &mut run));
+    let done = on_device!(device, |b| distill(b, &config, &teacher, &reapplied, &mut run));
     if matches!(done, Err(Stop::Interrupted)) {
         output::note(&format!("interrupted; go on with: ladd-fast distill --run {} --resume", run.path().display()));
     }
@@ -109,12 +120,13 @@ struct Session<'a, B: Backend> {
     config: &'a Config,
     teacher: &'a Loaded,
     encoders: &'a Encoders<'a>,
-    teacher_weights: Vec<f32>,
+    teacher_weights: Arc<Vec<f32>>,
+    reapplied: &'a Reapplied,
     run: &'a mut RunFolder,
     records: Vec<Record>,
 }
 
-fn distill<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &mut RunFolder) -> Outcome {
+fn distill<B: Backend>(b: &B, config: &Config, teacher: &Loaded, reapplied: &Reapplied, run: &mut RunFolder) -> Outcome {
     let started = Instant::now();
     banner(b, config, teacher, run);
     let folder = match config.data.shards.as_str() {
@@ -126,11 +138,11 @@ fn distill<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &mut RunFo
         // Before minutes go into latents.
         model.check_fp8(b, model.config().depth)?;
     }
-    let teacher_weights = teacher.weights(&model)?;
+    let teacher_weights = Arc::new(teacher.weights(&model)?);
     let encoders = Encoders::new(&config.encoders, teacher.pipeline(), &teacher.name);
     let reached = run.latest_checkpoint()?.map_or(0, |(step, _)| step);
     let records = run.truncate_after(reached)?;
-    let mut session = Session { b, config, teacher, encoders: &encoders, teacher_weights, records, run };
+    let mut session = Session { b, config, teacher, encoders: &encoders, teacher_weights, reapplied, records, run };
     if config.data.shards.is_empty() {
         session.phase("synthesis", 0, |_| latents::synthesize(b, teacher, &encoders, &config.synthesize, config.seed, &folder))?;
     }
@@ -152,8 +164,13 @@ fn distill<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &mut RunFo
     if showing.measures() && !session.quality().iter().any(|q| q.network == "student" && q.step == config.distill.steps) {
         session.phase("evaluation", config.distill.steps, |session| showing.student(session, &weights, config.distill.steps, true))?;
     }
-    session.save_student(&distiller, &weights)?;
+    let finished = session.save_student(&distiller, &weights)?;
     drop(distiller);
+    if let Some(finished) = finished
+        && showing.measures()
+    {
+        session.phase("evaluation", config.distill.steps, |session| showing.reapplied(session, &finished))?;
+    }
     if config.distill.control && showing.measures() {
         session.phase("control", config.distill.steps, |session| session.control(&dataset, &mut showing))?;
     }
@@ -169,8 +186,12 @@ fn banner<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &RunFolder)
         "demo-quick" => ", about a minute on two cores",
         _ => "",
     };
+    let adapters = match config.lora.rank {
+        0 => String::new(),
+        rank => format!(" into adapters of rank {rank}"),
+    };
     output::note(&format!(
-        "distilling {} ({:.1} M parameters) in {} steps of {} on {}{length}; everything goes to {}",
+        "distilling {} ({:.1} M parameters){adapters} in {} steps of {} on {}{length}; everything goes to {}",
         match teacher.name.as_str() {
             "builtin" => "the built-in teacher",
             name => name,
@@ -220,7 +241,13 @@ impl<B: Backend> Session<'_, B> {
         };
         let weights = &self.teacher_weights;
         let (teacher, student) = (self.teacher.model(self.b)?, self.teacher.model(self.b)?);
-        Distiller::new(self.b, settings, (teacher, weights), (student, weights))
+        let Some(plan) = adapters::plan(config, student.config())? else {
+            return Distiller::new(self.b, settings, (teacher, weights), (student, weights));
+        };
+        let (arena, optim) = (&student.layout().arena, &settings.student);
+        let network = Network::with_adapters(self.b, weights.clone(), (arena, plan), optim, 0, settings.ema_decay)?;
+        let teacher_params = network::upload(self.b, weights)?;
+        Distiller::from_device(self.b, settings, (teacher, teacher_params), (student, network))
     }
 
     /// Continues behind the newest checkpoint, if there is one; returns the seconds trained so far.
@@ -288,8 +315,9 @@ impl<B: Backend> Session<'_, B> {
         Ok(())
     }
 
-    /// The averaged student, for this program and for diffusers.
-    fn save_student(&self, distiller: &Distiller<B>, weights: &[f32]) -> Result<()> {
+    /// The averaged student, for this program and for diffusers; a LoRA student's adapters too. Returns its weights where something
+    /// was merged into them.
+    fn save_student(&self, distiller: &Distiller<B>, weights: &[f32]) -> Result<Option<Vec<f32>>> {
         let mut pipeline = self.teacher.pipeline().clone();
         pipeline.role = Role::Student;
         let notes = [
@@ -300,9 +328,17 @@ impl<B: Backend> Session<'_, B> {
         ];
         let origin = self.encoders.origin().map(|path| (encoders::NOTE, path));
         pipeline.notes = notes.into_iter().chain(origin).map(|(key, value)| (key.to_owned(), value)).collect();
-        let checkpoint = network::checkpoint(self.b, distiller.student_model(), weights, pipeline)?;
+        let mut checkpoint = network::checkpoint(self.b, distiller.student_model(), weights, pipeline)?;
+        if let Some(lora) = distiller.student.averaged_adapters(self.b)? {
+            adapters::save(self.run, lora, &checkpoint)?;
+        }
+        self.reapplied.apply(&mut checkpoint)?;
         network::save(&checkpoint, &self.run.folder("student")?, "student", Dtype::F32)?;
-        Ok(())
+        if self.reapplied.is_empty() {
+            return Ok(None);
+        }
+        let finished = Loaded { name: "student".into(), checkpoint };
+        finished.weights(distiller.student_model()).map(Some)
     }
 
     /// The control: the same student, trained by plain regression onto the same latents.
@@ -366,6 +402,7 @@ impl<B: Backend> Session<'_, B> {
             ("curves.png", "losses, accuracy of the heads, gradient norms, quality over time"),
             ("results.md", "the tables above; results.json for programs"),
             ("student", "the student, for `ladd-fast sample --network` and for diffusers"),
+            ("student/pytorch_lora_weights.safetensors", "its adapters alone, for `--lora` and for diffusers"),
         ];
         output::result(&format!("Done in {}. Open:", duration(seconds)));
         for (name, what) in files.iter().filter(|(name, _)| self.run.join(name).exists()) {

@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::common::device::on_device;
 use super::common::measure::{Bench, student_settings, teacher_settings};
-use super::common::{Device, Encoders, Globals, Loaded, Outcome, Painter, Progress, flag, network, number, output};
+use super::common::{Device, Encoders, Globals, Loaded, Loras, Outcome, Painter, Progress, flag, network, number, output};
 use crate::Error;
 use crate::config::Config;
 use crate::device::Backend;
@@ -31,6 +31,8 @@ pub struct Arguments {
     /// The network: a run folder, a checkpoint, or `builtin`.
     #[arg(long, value_name = "PATH", default_value = "builtin")]
     network: String,
+    #[command(flatten)]
+    loras: Loras,
     /// Step counts.
     #[arg(long, value_name = "N,N,...", value_delimiter = ',')]
     steps: Vec<u64>,
@@ -60,7 +62,8 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
         number("eval.samples", "--samples", arguments.samples),
         number("seed", "--seed", arguments.seed),
     ])?;
-    let loaded = network::load(&arguments.network)?;
+    let mut loaded = network::load(&arguments.network)?;
+    arguments.loras.apply(&mut loaded)?;
     let pipeline = loaded.pipeline();
     let encoders = Encoders::new(&config.encoders, pipeline, &loaded.name);
     let bench = Bench::new(&encoders, &config.eval, config.seed, &[])?.filter(Bench::measures);

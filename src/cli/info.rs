@@ -172,6 +172,7 @@ fn run_folder(path: &Path) -> Result<Vec<String>> {
     Ok(lines)
 }
 
-fn entry(key: &str, value: impl std::fmt::Display) -> String {
+/// A line of a description.
+pub(super) fn entry(key: &str, value: impl std::fmt::Display) -> String {
     format!("{key:<12} {value}").trim_end().to_owned()
 }

@@ -7,6 +7,7 @@ mod common;
 mod distill;
 mod eval;
 mod info;
+mod lora;
 mod pretrain;
 mod sample;
 mod synthesize;
@@ -48,6 +49,7 @@ enum Command {
     Eval(eval::Arguments),
     Synthesize(synthesize::Arguments),
     Pretrain(pretrain::Arguments),
+    Lora(lora::Arguments),
     Info(info::Arguments),
 }
 
@@ -75,6 +77,7 @@ fn run(cli: &Cli) -> Result<(), Stop> {
         Command::Eval(arguments) => eval::run(&cli.globals, arguments),
         Command::Synthesize(arguments) => synthesize::run(&cli.globals, arguments),
         Command::Pretrain(arguments) => pretrain::run(&cli.globals, arguments),
+        Command::Lora(arguments) => lora::run(&cli.globals, arguments),
         Command::Info(arguments) => info::run(&cli.globals, arguments),
     }
 }

@@ -7,7 +7,7 @@ use image::RgbImage;
 
 use super::common::device::on_device;
 use super::common::draw::{Order, pictures};
-use super::common::{Device, Encoders, Globals, Loaded, Outcome, Painter, Progress, flag, measure, network, number, output};
+use super::common::{Device, Encoders, Globals, Loaded, Loras, Outcome, Painter, Progress, flag, measure, network, number, output};
 use crate::config::{Config, SampleConfig, SamplerChoice};
 use crate::device::Backend;
 use crate::flow::{SampleSettings, SamplerKind};
@@ -24,7 +24,8 @@ const COLUMNS: usize = 10;
 Examples:
   ladd-fast sample --network runs/NAME \"ankle boot\" dress
   ladd-fast sample --network runs/NAME --steps 1 --count 8 --seed 7 bag
-  ladd-fast sample --network builtin --steps 50 --guidance 3 --negative coat dress")]
+  ladd-fast sample --network builtin --steps 50 --guidance 3 --negative coat dress
+  ladd-fast sample --network SD3 --lora dpo.safetensors --lora-scale 0.7 \"a lighthouse in a storm\"")]
 pub struct Arguments {
     /// The prompts.
     #[arg(required = true, value_name = "PROMPT")]
@@ -32,6 +33,8 @@ pub struct Arguments {
     /// The network: a run folder, a checkpoint, or `builtin`.
     #[arg(long, value_name = "PATH", default_value = "builtin")]
     network: String,
+    #[command(flatten)]
+    loras: Loras,
     /// What guidance steers away from.
     #[arg(long, value_name = "PROMPT", default_value = "")]
     negative: String,
@@ -84,7 +87,8 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
     if arguments.count == 0 || arguments.count > 100_000 {
         return Err(Error::Usage(format!("--count {} must be between 1 and 100000", arguments.count)).into());
     }
-    let loaded = network::load(&arguments.network)?;
+    let mut loaded = network::load(&arguments.network)?;
+    arguments.loras.apply(&mut loaded)?;
     let pipeline = loaded.pipeline();
     let settings = settings(&config.sample, pipeline);
     settings.times()?;

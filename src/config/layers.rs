@@ -269,15 +269,16 @@ fn line_of(text: &str, offset: usize) -> usize {
     text.as_bytes().iter().take(offset).filter(|b| **b == b'\n').count() + 1
 }
 
-/// The value of `--set`: TOML where it parses, otherwise a string; a list may be written `1,2,4`.
+/// The value of `--set`: TOML where it parses, otherwise a string; a list may be written `1,2,4` or `one,two`.
 fn argument_value(text: &str, schema: Option<&Value>) -> Value {
     let parse = |text: &str| toml::from_str::<Table>(&format!("value = {text}")).ok().and_then(|mut t| t.remove("value"));
     let text_value = || Value::String(text.to_owned());
+    let words = || Value::Array(text.split(',').map(|word| Value::String(word.trim().to_owned())).collect());
     match (parse(text), schema) {
         (Some(value @ Value::String(_)), _) => value,
         (_, Some(Value::String(_))) => text_value(),
         (Some(value @ Value::Array(_)), _) => value,
-        (_, Some(Value::Array(_))) => parse(&format!("[{text}]")).unwrap_or_else(text_value),
+        (_, Some(Value::Array(_))) => parse(&format!("[{text}]")).unwrap_or_else(words),
         (parsed, _) => parsed.unwrap_or_else(text_value),
     }
 }

@@ -22,6 +22,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::ladd::LaddConfig;
+use crate::lora::LoraConfig;
 use crate::model::ModelConfig;
 use crate::{Error, Result};
 
@@ -57,6 +58,8 @@ pub struct Config {
     pub pretrain: PretrainConfig,
     /// The distillation run.
     pub distill: DistillConfig,
+    /// Adapters (LoRA) of the student.
+    pub lora: LoraConfig,
     /// The LADD step.
     pub ladd: LaddConfig,
     /// Optimisers of the distillation.
@@ -84,6 +87,7 @@ impl Default for Config {
             synthesize: SynthesizeConfig::default(),
             pretrain: PretrainConfig::default(),
             distill: DistillConfig::default(),
+            lora: LoraConfig::default(),
             ladd: LaddConfig::default(),
             optim: OptimSections::default(),
             sample: SampleConfig::default(),
@@ -118,6 +122,7 @@ impl Config {
     pub fn validate(&self) -> Result<()> {
         self.model.validate()?;
         self.ladd.validate()?;
+        self.lora.validate()?;
         self.optim.student.validate("optim.student")?;
         self.optim.heads.validate("optim.heads")?;
         self.data.validate()?;

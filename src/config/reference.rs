@@ -69,6 +69,18 @@ const MEANINGS: &[(&str, &str)] = &[
     ),
     ("distill.control", "Also train the control: the same student by plain regression onto the same latents, for the table."),
     ("distill.control_steps", "Steps of the control; 0 means as many as `distill.steps`."),
+    ("lora.rank", "Rank of the adapters that are trained instead of the student's weights (see [lora.md](lora.md)); 0 trains all weights."),
+    ("lora.alpha", "The adapters' product is multiplied by `alpha / rank`; 0 means as much as `rank`."),
+    (
+        "lora.targets",
+        "Which matrices get an adapter: `attention` (queries, keys, values and outputs of both streams, as diffusers' scripts train), \
+         `attention2`, `mlp`, `adaln`, `embedders`, `all`, or ends of diffusers' module names, such as `attn.to_q`.",
+    ),
+    (
+        "lora.reapply",
+        "Files of adapters that are merged into the finished student, such as the teacher's from a preference training (DPO).",
+    ),
+    ("lora.reapply_scales", "How strongly each of them. Empty: 1."),
     (
         "ladd.update",
         "`simultaneous`: one forward serves the student and the heads. `alternating`: the student first, then the heads on fresh draws.",

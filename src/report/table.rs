@@ -103,6 +103,7 @@ impl Results {
         add("before LADD", pick("before", None));
         add("regression control", pick("control", None));
         add("student (LADD)", pick("student", Some(self.steps)));
+        add("student with LoRA", pick("reapplied", None));
         rows
     }
 

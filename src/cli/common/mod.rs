@@ -5,6 +5,7 @@ pub mod draw;
 pub mod encoders;
 pub mod interrupt;
 pub mod latents;
+pub mod lora;
 pub mod measure;
 pub mod network;
 pub mod output;
@@ -21,6 +22,7 @@ use crate::{Error, Result};
 pub use device::Device;
 pub use draw::Painter;
 pub use encoders::Encoders;
+pub use lora::Loras;
 pub use network::Loaded;
 pub use progress::Progress;
 

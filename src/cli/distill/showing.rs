@@ -73,12 +73,21 @@ impl<'a, B: Backend> Showing<'a, B> {
 
     /// Measures the regression control, if that was not done yet.
     pub fn control(&mut self, session: &mut Session<'_, B>, weights: &[f32]) -> Outcome {
-        if session.quality().iter().filter(|q| q.network == "control").count() < self.student.len() {
+        self.once(session, weights, "control")
+    }
+
+    /// Measures the student with what was merged into it at the end, if that was not done yet.
+    pub fn reapplied(&mut self, session: &mut Session<'_, B>, weights: &[f32]) -> Outcome {
+        self.once(session, weights, "reapplied")
+    }
+
+    fn once(&mut self, session: &mut Session<'_, B>, weights: &[f32], name: &str) -> Outcome {
+        if session.quality().iter().filter(|q| q.network == name).count() < self.student.len() {
             let weights = network::upload(session.b, weights)?;
             let settings = self.student.clone();
             let mut progress = Progress::new("evaluation", self.cost(&settings), 0);
-            let measured = self.measure(session, &weights, &settings, ("control", session.config.distill.steps), &mut progress)?;
-            progress.finish(&format!("control: {}", measured.join(", ")));
+            let measured = self.measure(session, &weights, &settings, (name, session.config.distill.steps), &mut progress)?;
+            progress.finish(&format!("{name}: {}", measured.join(", ")));
         }
         Ok(())
     }
