@@ -46,7 +46,7 @@ pub fn refuse(arguments: &[&str]) -> String {
 
 #[test]
 fn help_shows_examples() {
-    for command in ["distill", "sample", "eval", "synthesize", "pretrain", "info"] {
+    for command in ["distill", "sample", "eval", "synthesize", "pretrain", "lora", "info"] {
         assert!(succeed(&[command, "--help"]).contains("Examples:\n  "), "{command}");
     }
     assert!(succeed(&["--help"]).contains("ladd-fast distill"));
@@ -109,18 +109,18 @@ fn devices_that_are_not_there_are_explained() {
 }
 
 /// A teacher small enough for tests: untrained, but it draws images of the demo's size.
-struct Teacher {
+pub struct Teacher {
     _folder: TempDir,
     path: PathBuf,
 }
 
 impl Teacher {
-    fn path(&self) -> &str {
+    pub fn path(&self) -> &str {
         self.path.to_str().unwrap()
     }
 }
 
-static TEACHER: LazyLock<Teacher> = LazyLock::new(|| {
+pub static TEACHER: LazyLock<Teacher> = LazyLock::new(|| {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("teacher.safetensors");
     let model = ModelConfig {
@@ -152,7 +152,7 @@ static TEACHER: LazyLock<Teacher> = LazyLock::new(|| {
 });
 
 /// The arguments of a distillation that takes about a second.
-fn distill<'a>(folder: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+pub fn distill<'a>(folder: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     const SETTINGS: [&str; 11] = [
         "synthesize.count=24",
         "synthesize.steps=2",

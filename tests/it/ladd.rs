@@ -1,10 +1,10 @@
 //! LADD: heads, the whole step, gradient accumulation, samplers, resuming.
 
 pub mod accumulation;
-mod finite_differences;
+pub mod finite_differences;
 mod fp8;
 mod heads;
 mod resume;
 mod samplers;
-mod stage;
+pub mod stage;
 mod steps;

@@ -13,6 +13,7 @@ mod emulator;
 mod golden;
 mod lab;
 mod ladd;
+mod lora;
 mod map;
 mod model;
 mod operations;

@@ -32,7 +32,7 @@ fn script(ladd: LaddConfig, checkpointed: Checkpointed) -> Script {
 }
 
 /// The losses of the last pass: of the heads, and of the student with its weights.
-fn losses(stage: &Stage<'_, Cpu<f64>>, ladd: &LaddConfig, phase: Phase) -> [f64; 2] {
+pub fn losses(stage: &Stage<'_, Cpu<f64>>, ladd: &LaddConfig, phase: Phase) -> [f64; 2] {
     let mean = |stat: HingeStat, which: usize| {
         let stats = &stage.step.stats[which];
         stats.chunks_exact(HINGE_STATS).map(|row| row[stat as usize]).sum::<f64>() / (stats.len() / HINGE_STATS) as f64
