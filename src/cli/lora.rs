@@ -4,7 +4,7 @@ mod extract;
 mod inspect;
 mod merge;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::{Args, Subcommand, ValueEnum};
 
@@ -98,7 +98,7 @@ fn write(config: &Config, mut loaded: Loaded, out: &Path, dtype: Dtype) -> Resul
 }
 
 /// Writes adapters.
-fn write_lora(lora: &crate::lora::Lora, out: &PathBuf, layout: Layout, dtype: Dtype) -> Result<()> {
+fn write_lora(lora: &crate::lora::Lora, out: &Path, layout: Layout, dtype: Dtype) -> Result<()> {
     let file = lora.save(out, layout, dtype)?;
     let values = lora.parameters() as f64 / 1e6;
     output::result(&format!("{}: {} adapters, {values:.2} M values", file.display(), lora.adapters.len()));
