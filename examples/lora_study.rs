@@ -18,6 +18,8 @@ use ladd_fast::train::{QualityRecord, Record, RunFolder};
 use ladd_fast::{Error, Result};
 use serde::Serialize;
 
+type Value = fn(&QualityRecord) -> f64;
+
 const COLOURS: [Rgb<u8>; 3] = [Rgb([0, 114, 178]), Rgb([213, 94, 0]), Rgb([0, 158, 115])];
 const MARKERS: [&str; 2] = ["<!-- results begin -->", "<!-- results end -->"];
 
@@ -123,7 +125,7 @@ fn table(rows: &[Row]) -> String {
         "---:|".repeat(2 * counts.len())
     );
     let mut add = |name: String, row: &Row, network: &str, trained: String, lr: String| {
-        let cells = |value: fn(&QualityRecord) -> f64| -> String {
+        let cells = |value: Value| -> String {
             counts.iter().map(|n| of(row, network, *n).map_or(" |".into(), |q| format!(" {:.2} |", value(&q)))).collect()
         };
         let targets = if network == "before" { String::new() } else { row.targets.join(", ") };
@@ -146,12 +148,12 @@ fn table(rows: &[Row]) -> String {
 }
 
 fn panels(rows: &[Row]) -> Vec<Panel> {
-    let values: [(&str, fn(&QualityRecord) -> f64); 2] =
+    let values: [(&str, Value); 2] =
         [("Fréchet distance, lower is better", |q| q.fd), ("Diversity, 1 is that of real images", |q| q.diversity)];
     values.into_iter().map(|(title, value)| panel(rows, title, value)).collect()
 }
 
-fn panel(rows: &[Row], title: &str, value: fn(&QualityRecord) -> f64) -> Panel {
+fn panel(rows: &[Row], title: &str, value: Value) -> Panel {
     let (mut series, mut references) = (Vec::new(), Vec::new());
     for (steps, colour) in steps(rows).into_iter().zip(COLOURS) {
         let name = format!("{steps} step{}", if steps == 1 { "" } else { "s" });

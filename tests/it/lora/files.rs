@@ -104,8 +104,11 @@ fn layouts_are_recognised() {
     assert_eq!(fused.adapters["norm_out.linear"].scale, 0.5);
 }
 
-/// A file of zeros with the tensors `[name, rows, columns]`.
-fn file(path: &Path, tensors: &[(&str, usize, usize)]) {
+/// Name, rows and columns of a tensor.
+type Sides<'a> = (&'a str, usize, usize);
+
+/// A file of zeros with these tensors.
+fn file(path: &Path, tensors: &[Sides]) {
     let zeros = vec![0; 4 * tensors.iter().map(|(_, rows, columns)| rows * columns).max().unwrap_or(0)];
     let views = tensors.iter().map(|(name, rows, columns)| {
         (name.to_string(), TensorView::new(Stored::F32, vec![*rows, *columns], &zeros[..4 * rows * columns]).unwrap())
@@ -120,7 +123,7 @@ fn files_that_do_not_fit_are_named() {
     let path = folder.path().join("x.safetensors");
     let (a, b) = (format!("{Q}.lora_A.weight"), format!("{Q}.lora_B.weight"));
     let model = network().0;
-    let cases: [(&[(&str, usize, usize)], &str); 12] = [
+    let cases: [(&[Sides], &str); 12] = [
         (&[(&a, 4, 32)], "without the B (up) of `transformer_blocks.0.attn.to_q`"),
         (&[(&b, 32, 4)], "without the A (down)"),
         (&[(&a, 4, 32), (&b, 32, 5)], "[32, 5], which does not fit its A of [4, 32]"),
