@@ -17,13 +17,14 @@ use clap::Args;
 
 use super::common::device::on_device;
 use super::common::encoders;
+use super::common::network::Finished;
 use super::common::progress::duration;
 use super::common::{
     Device, Encoders, Globals, Loaded, Outcome, Progress, Stop, flag, interrupt, latents, network, number, output, path, start_threads,
 };
 use crate::Result;
 use crate::config::Config;
-use crate::data::{LatentDataset, Loader};
+use crate::data::{LatentDataset, Loader, Share};
 use crate::device::Backend;
 use crate::format::{Dtype, Role};
 use crate::ladd::{LaddConfig, TeacherPrecision};
@@ -120,7 +121,6 @@ struct Session<'a, B: Backend> {
     config: &'a Config,
     teacher: &'a Loaded,
     encoders: &'a Encoders<'a>,
-    teacher_weights: Arc<Vec<f32>>,
     reapplied: &'a Reapplied,
     run: &'a mut RunFolder,
     records: Vec<Record>,
@@ -138,20 +138,22 @@ fn distill<B: Backend>(b: &B, config: &Config, teacher: &Loaded, reapplied: &Rea
         // Before minutes go into latents.
         model.check_fp8(b, model.config().depth)?;
     }
-    let teacher_weights = Arc::new(teacher.weights(&model)?);
+    drop(model);
     let encoders = Encoders::new(&config.encoders, teacher.pipeline(), &teacher.name);
     let reached = run.latest_checkpoint()?.map_or(0, |(step, _)| step);
     let records = run.truncate_after(reached)?;
-    let mut session = Session { b, config, teacher, encoders: &encoders, teacher_weights, reapplied, records, run };
+    let mut session = Session { b, config, teacher, encoders: &encoders, reapplied, records, run };
     if config.data.shards.is_empty() {
-        session.phase("synthesis", 0, |_| latents::synthesize(b, teacher, &encoders, &config.synthesize, config.seed, &folder))?;
+        session.phase("synthesis", 0, |_| {
+            latents::synthesize(b, teacher, &encoders, &config.synthesize, config.seed, &folder, Share::WHOLE)
+        })?;
     }
     let dataset = Arc::new(latents::open(&folder)?);
     latents::check_fit(&dataset, teacher, &folder)?;
 
     let mut distiller = session.distiller(config.ladd.clone(), config.distill.steps)?;
     let seconds = session.restore(&mut distiller)?;
-    let mut showing = Showing::new(&session, dataset.prompts())?;
+    let mut showing = Showing::new(&session, &dataset)?;
     session.phase("evaluation", 0, |session| showing.before(session))?;
     let resumed = distiller.done();
     let trained = session.train(&mut distiller, &dataset, &mut showing, seconds);
@@ -169,7 +171,7 @@ fn distill<B: Backend>(b: &B, config: &Config, teacher: &Loaded, reapplied: &Rea
     if let Some(finished) = finished
         && showing.measures()
     {
-        session.phase("evaluation", config.distill.steps, |session| showing.reapplied(session, &finished))?;
+        session.phase("evaluation", config.distill.steps, |session| showing.reapplied(session, &network::upload(session.b, &finished)?))?;
     }
     if config.distill.control && showing.measures() {
         session.phase("control", config.distill.steps, |session| session.control(&dataset, &mut showing))?;
@@ -177,6 +179,14 @@ fn distill<B: Backend>(b: &B, config: &Config, teacher: &Loaded, reapplied: &Rea
     session.phase("evaluation", config.distill.steps, |session| showing.comparison(session, &weights))?;
     session.draw_curves()?;
     session.results(started.elapsed().as_secs_f64())
+}
+
+/// Warns of latent shapes with so few samples that a batch holds some of them twice.
+fn small_buckets(dataset: &LatentDataset, batch: usize) {
+    for bucket in dataset.buckets().iter().filter(|bucket| bucket.samples.len() < batch) {
+        let ([_, height, width], count) = (bucket.shape, bucket.samples.len());
+        tracing::warn!("only {count} latents are {height}x{width}, fewer than a batch of {batch}: every batch of this shape repeats some");
+    }
 }
 
 /// One line on what will happen.
@@ -239,15 +249,16 @@ impl<B: Backend> Session<'_, B> {
             seed: config.seed,
             activation_checkpointing: config.distill.activation_checkpointing,
         };
-        let weights = &self.teacher_weights;
-        let (teacher, student) = (self.teacher.model(self.b)?, self.teacher.model(self.b)?);
-        let Some(plan) = adapters::plan(config, student.config())? else {
-            return Distiller::new(self.b, settings, (teacher, weights), (student, weights));
+        let (b, teacher) = (self.b, self.teacher);
+        let (model, optim, decay) = (teacher.model(b)?, &settings.student, settings.ema_decay);
+        let student = match adapters::plan(config, model.config())? {
+            None => teacher.trained(b, optim, 0, decay)?,
+            Some(plan) => {
+                let arena = &model.layout().arena;
+                Network::with_adapters(b, Arc::new(teacher.tensors.gather(arena)?), (arena, plan), optim, 0, decay)?
+            }
         };
-        let (arena, optim) = (&student.layout().arena, &settings.student);
-        let network = Network::with_adapters(self.b, weights.clone(), (arena, plan), optim, 0, settings.ema_decay)?;
-        let teacher_params = network::upload(self.b, weights)?;
-        Distiller::from_device(self.b, settings, (teacher, teacher_params), (student, network))
+        Distiller::from_device(b, settings, (teacher.model(b)?, teacher.params(b)?), (model, student))
     }
 
     /// Continues behind the newest checkpoint, if there is one; returns the seconds trained so far.
@@ -269,6 +280,8 @@ impl<B: Backend> Session<'_, B> {
         }
         let mut batches = Batches::new(self.config, self.encoders, dataset, distiller.needs_mismatch())?;
         let mut loader = Loader::new(dataset.clone(), self.config.seed, config.micro_batch(), config.accumulate)?;
+        small_buckets(dataset, config.batch);
+        distiller.prepare(self.b, &batches.shapes(dataset, config.micro_batch()), config.accumulate)?;
         let mut progress = Progress::new("distillation", u64::from(config.steps), u64::from(distiller.done()));
         let (mut watch, mut seconds) = (Watch::default(), before);
         while distiller.done() < config.steps {
@@ -322,23 +335,25 @@ impl<B: Backend> Session<'_, B> {
         pipeline.role = Role::Student;
         let notes = [
             ("made_by", format!("ladd-fast {} distill", env!("CARGO_PKG_VERSION"))),
-            ("teacher", self.teacher.checkpoint.fingerprint()),
+            ("teacher", self.teacher.fingerprint()?),
             ("steps", self.config.distill.steps.to_string()),
             ("seed", self.config.seed.to_string()),
         ];
         let origin = self.encoders.origin().map(|path| (encoders::NOTE, path));
         pipeline.notes = notes.into_iter().chain(origin).map(|(key, value)| (key.to_owned(), value)).collect();
-        let mut checkpoint = network::checkpoint(self.b, distiller.student_model(), weights, pipeline)?;
+        let student = Finished::new(self.b, distiller.student_model(), weights, pipeline)?;
         if let Some(lora) = distiller.student.averaged_adapters(self.b)? {
-            adapters::save(self.run, lora, &checkpoint)?;
+            adapters::save(self.run, lora, student.pipeline())?;
         }
-        self.reapplied.apply(&mut checkpoint)?;
-        network::save(&checkpoint, &self.run.folder("student")?, "student", Dtype::F32)?;
+        let folder = self.run.folder("student")?;
         if self.reapplied.is_empty() {
+            student.save(&folder, "student", Dtype::F32)?;
             return Ok(None);
         }
-        let finished = Loaded { name: "student".into(), checkpoint };
-        finished.weights(distiller.student_model()).map(Some)
+        let mut finished = student.loaded("student")?;
+        self.reapplied.apply(&mut finished)?;
+        finished.save(&folder, "student", Dtype::F32)?;
+        finished.tensors.gather(&distiller.student_model().layout().arena).map(Some)
     }
 
     /// The control: the same student, trained by plain regression onto the same latents.
@@ -346,8 +361,7 @@ impl<B: Backend> Session<'_, B> {
         let file = self.run.folder("control")?.join("student.safetensors");
         if file.is_file() {
             let loaded = network::load(&file.to_string_lossy())?;
-            let weights = loaded.weights(&loaded.model(self.b)?)?;
-            return showing.control(self, &weights);
+            return showing.control(self, &loaded.params(self.b)?);
         }
         let config = &self.config.distill;
         let steps = if config.control_steps == 0 { config.steps } else { config.control_steps };
@@ -366,7 +380,8 @@ impl<B: Backend> Session<'_, B> {
         let weights = distiller.student.averaged_weights(self.b)?;
         let mut pipeline = self.teacher.pipeline().clone();
         pipeline.role = Role::Student;
-        network::checkpoint(self.b, distiller.student_model(), &weights, pipeline)?.save(&file, Dtype::F32)?;
+        Finished::new(self.b, distiller.student_model(), &weights, pipeline)?.save_file(&file, Dtype::F32)?;
+        let weights = network::upload(self.b, &weights)?;
         showing.control(self, &weights)
     }
 

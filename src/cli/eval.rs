@@ -101,7 +101,7 @@ fn measure<B: Backend>(
 ) -> Outcome<Vec<QualityRecord>> {
     let pipeline = loaded.pipeline();
     let model = loaded.model(b)?;
-    let params = network::upload(b, &loaded.weights(&model)?)?;
+    let params = loaded.params(b)?;
     let shape = network::latent_shape(pipeline, 0, 0)?;
     let encoders = Encoders::new(&config.encoders, pipeline, &loaded.name);
     let mut painter = Painter::new(b, model, &encoders, shape, config.eval.batch, "")?;

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::common;
 use super::common::{Device, Globals, Loaded, Outcome, network, output};
 use crate::config::PRESETS;
-use crate::data::{MANIFEST, Manifest};
+use crate::data::Manifest;
 use crate::model::ModelConfig;
 use crate::train::{Record, RunFolder};
 use crate::{Error, Result};
@@ -18,25 +19,31 @@ Examples:
   ladd-fast info                          version, device, presets
   ladd-fast info builtin                  the demo's teacher
   ladd-fast info runs/NAME                a run: how far it is, what it reached
-  ladd-fast info latents                  a folder of training latents
+  ladd-fast info latents --verify         a folder of training latents, every checksum compared
   ladd-fast info sd3.5_medium.safetensors")]
 pub struct Arguments {
     /// A network, a folder of latents, a run; without it: the program and the machine.
     #[arg(value_name = "PATH")]
     path: Option<PathBuf>,
+    /// Compare the checksum of every shard of a folder of latents.
+    #[arg(long, requires = "path")]
+    verify: bool,
 }
 
 pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
     let config = globals.load(Vec::new())?;
     let lines = match arguments.path.as_deref() {
         None => program(&config.device)?,
-        Some(path) if path.join(MANIFEST).is_file() => latents(path)?,
+        Some(path) if Manifest::is_there(path) => latents(path, arguments.verify)?,
+        Some(path) if arguments.verify => {
+            return Err(Error::file(path, "is no folder of latents: only those can be verified").into());
+        }
         Some(path) if path.join("config.toml").is_file() && path.join("metrics.jsonl").is_file() => run_folder(path)?,
         Some(path) if path != Path::new("builtin") && !path.exists() => {
             let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
             return Err(Error::io("read", path, missing).into());
         }
-        Some(path) => describe(&network::load(&path.to_string_lossy())?),
+        Some(path) => describe(&network::load(&path.to_string_lossy())?)?,
     };
     lines.iter().for_each(|line| output::result(line));
     Ok(())
@@ -90,7 +97,7 @@ fn gpus() -> Vec<String> {
     vec![entry("kernels", "none: built without the feature `cuda`")]
 }
 
-fn describe(loaded: &Loaded) -> Vec<String> {
+fn describe(loaded: &Loaded) -> Result<Vec<String>> {
     let pipeline = loaded.pipeline();
     let mut lines = vec![
         entry("network", &loaded.name),
@@ -100,10 +107,10 @@ fn describe(loaded: &Loaded) -> Vec<String> {
         entry("latents", summary(&pipeline.codec)),
         entry("text", summary(&pipeline.text)),
         entry("shift", pipeline.shift),
-        entry("fingerprint", loaded.checkpoint.fingerprint()),
+        entry("fingerprint", loaded.fingerprint()?),
     ];
     lines.extend(pipeline.notes.iter().map(|(key, value)| entry(key, value)));
-    lines
+    Ok(lines)
 }
 
 fn model(model: &ModelConfig) -> String {
@@ -130,16 +137,21 @@ fn summary(setting: &impl serde::Serialize) -> String {
     std::iter::once(kind).chain(short).collect::<Vec<_>>().join(", ")
 }
 
-fn latents(path: &Path) -> Result<Vec<String>> {
-    let manifest = Manifest::read(path)?;
+fn latents(path: &Path, verify: bool) -> Result<Vec<String>> {
+    let manifest = if verify { common::latents::verify(path)? } else { Manifest::read(path)? };
     let settings = &manifest.settings;
     let (count, bytes) = (manifest.count(), manifest.shards.iter().map(|s| s.bytes).sum::<u64>());
-    let mut shapes: Vec<_> = manifest.shards.iter().map(|s| s.shape).collect();
-    shapes.dedup();
+    let mut shapes = std::collections::BTreeMap::new();
+    manifest.shards.iter().for_each(|shard| *shapes.entry(shard.shape).or_insert(0) += shard.count);
+    let shapes: Vec<_> = shapes.iter().map(|([c, h, w], count)| format!("{count} of {c}x{h}x{w}")).collect();
+    let verified = if verify { ", all checksums right" } else { "" };
     Ok(vec![
         entry("latents", path.display()),
-        entry("complete", format!("{count} of {} in {} shards, {:.1} MB", settings.total, manifest.shards.len(), bytes as f64 / 1e6)),
-        entry("shapes", format!("{shapes:?}")),
+        entry(
+            "complete",
+            format!("{count} of {} in {} shards, {:.1} MB{verified}", settings.total, manifest.shards.len(), bytes as f64 / 1e6),
+        ),
+        entry("shapes", shapes.join(", ")),
         entry("sampler", format!("{}, {} steps, guidance {}", settings.sampler, settings.sampler_steps, settings.guidance)),
         entry("seed", settings.seed),
         entry("prompts", format!("{}, such as {:?}", settings.prompts.len(), settings.prompts.first().map_or("", String::as_str))),

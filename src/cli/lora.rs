@@ -11,7 +11,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::common::{Globals, Loaded, Outcome, encoders, network, output};
 use crate::Result;
 use crate::config::Config;
-use crate::format::{Dtype, Role};
+use crate::format::{Dtype, Role, save};
 use crate::lora::Layout;
 
 /// Add adapters (LoRA) to a network, take them away, extract, convert or describe them.
@@ -80,19 +80,18 @@ fn write(config: &Config, mut loaded: Loaded, out: &Path, dtype: Dtype) -> Resul
     // What is written elsewhere must still find its encoders.
     let origin = super::common::Encoders::new(&config.encoders, loaded.pipeline(), &loaded.name).origin();
     if let Some(origin) = origin {
-        loaded.checkpoint.pipeline.notes.insert(encoders::NOTE.to_owned(), origin);
+        loaded.pipeline.notes.insert(encoders::NOTE.to_owned(), origin);
     }
-    let checkpoint = &loaded.checkpoint;
     if out.extension().is_some_and(|ending| ending == "safetensors") {
-        checkpoint.save(out, dtype)?;
+        save(&loaded.pipeline, &loaded.tensors.views(), out, dtype)?;
         output::result(&format!("{}: for ladd-fast, and programs that read original Stable Diffusion 3 names", out.display()));
         return Ok(());
     }
-    let name = match checkpoint.pipeline.role {
+    let name = match loaded.pipeline.role {
         Role::Student => "student",
         Role::Teacher => "teacher",
     };
-    let file = network::save(checkpoint, out, name, dtype)?;
+    let file = loaded.save(out, name, dtype)?;
     output::result(&format!("{} and, for diffusers, {}", file.display(), out.join("transformer").display()));
     Ok(())
 }

@@ -6,6 +6,7 @@
 mod common;
 mod distill;
 mod eval;
+mod export;
 mod info;
 mod lora;
 mod pretrain;
@@ -47,6 +48,7 @@ enum Command {
     Distill(distill::Arguments),
     Sample(sample::Arguments),
     Eval(eval::Arguments),
+    Export(export::Arguments),
     Synthesize(synthesize::Arguments),
     Pretrain(pretrain::Arguments),
     Lora(lora::Arguments),
@@ -75,6 +77,7 @@ fn run(cli: &Cli) -> Result<(), Stop> {
         Command::Distill(arguments) => distill::run(&cli.globals, arguments),
         Command::Sample(arguments) => sample::run(&cli.globals, arguments),
         Command::Eval(arguments) => eval::run(&cli.globals, arguments),
+        Command::Export(arguments) => export::run(&cli.globals, arguments),
         Command::Synthesize(arguments) => synthesize::run(&cli.globals, arguments),
         Command::Pretrain(arguments) => pretrain::run(&cli.globals, arguments),
         Command::Lora(arguments) => lora::run(&cli.globals, arguments),

@@ -10,6 +10,7 @@ use clap::{Args, ValueEnum};
 
 use super::common::device::on_device;
 use super::common::measure::{Bench, teacher_settings};
+use super::common::network::Finished;
 use super::common::progress::duration;
 use super::common::{
     Device, Encoders, Globals, Loaded, Outcome, Painter, Progress, Stop, interrupt, network, number, output, path, start_threads,
@@ -222,22 +223,18 @@ fn pretrain<B: Backend>(
         }
         if due(settings.sample_every) || last {
             let weights = trainer.network.averaged_weights(b)?;
-            let checkpoint = network::checkpoint(b, trainer.model(), &weights, pipeline.clone())?;
-            show(b, config, &checkpointed(checkpoint), run, step)?;
+            let teacher = Finished::new(b, trainer.model(), &weights, pipeline.clone())?;
+            show(b, config, &teacher.loaded("teacher")?, run, step)?;
         }
     }
     progress.finish(&format!("{} steps", settings.steps));
 
     let weights = trainer.network.averaged_weights(b)?;
-    let checkpoint = network::checkpoint(b, trainer.model(), &weights, pipeline)?;
+    let teacher = Finished::new(b, trainer.model(), &weights, pipeline)?;
+    let file = teacher.save(&run.folder("teacher")?, "teacher", dtype)?;
     drop(trainer);
-    let file = network::save(&checkpoint, &run.folder("teacher")?, "teacher", dtype)?;
     let loaded = network::load(&file.to_string_lossy())?; // measured as it was saved
     measure(b, config, &loaded, run, seconds)
-}
-
-fn checkpointed(checkpoint: crate::format::Checkpoint) -> Loaded {
-    Loaded { name: "teacher".into(), checkpoint }
 }
 
 /// The curves so far, and a grid of samples.
@@ -248,7 +245,7 @@ fn show<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &RunFolder, s
     let encoders = Encoders::new(&config.encoders, teacher.pipeline(), &teacher.name);
     let Some(bench) = Bench::new(&encoders, &config.eval, config.seed, &[])? else { return Ok(()) };
     let (model, shape) = (teacher.model(b)?, network::latent_shape(teacher.pipeline(), 0, 0)?);
-    let params = network::upload(b, &teacher.weights(&model)?)?;
+    let params = teacher.params(b)?;
     let mut painter = Painter::new(b, model, &encoders, shape, config.eval.batch, "")?;
     let mut rows = Vec::new();
     for settings in teacher_settings(&config.eval, teacher.pipeline()) {
@@ -270,7 +267,7 @@ fn measure<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &mut RunFo
     if let Some(bench) = Bench::new(&encoders, &config.eval, config.seed, &[])?.filter(Bench::measures) {
         let settings = teacher_settings(&config.eval, teacher.pipeline());
         let (model, shape) = (teacher.model(b)?, network::latent_shape(teacher.pipeline(), 0, 0)?);
-        let params = network::upload(b, &teacher.weights(&model)?)?;
+        let params = teacher.params(b)?;
         let mut painter = Painter::new(b, model, &encoders, shape, config.eval.batch, "")?;
         let mut progress = Progress::new("evaluation", bench.cost(&settings), 0);
         for settings in &settings {

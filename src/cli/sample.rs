@@ -9,6 +9,7 @@ use super::common::device::on_device;
 use super::common::draw::{Order, pictures};
 use super::common::{Device, Encoders, Globals, Loaded, Loras, Outcome, Painter, Progress, flag, measure, network, number, output};
 use crate::config::{Config, SampleConfig, SamplerChoice};
+use crate::data::parse_size;
 use crate::device::Backend;
 use crate::flow::{SampleSettings, SamplerKind};
 use crate::format::{Pipeline, Role};
@@ -50,6 +51,9 @@ pub struct Arguments {
     /// The sampler [default: renoise for students, euler for teachers].
     #[arg(long, value_enum)]
     sampler: Option<Sampler>,
+    /// Image size in pixels, HEIGHTxWIDTH [default: the size the network was trained for].
+    #[arg(long, value_name = "HxW", conflicts_with_all = ["height", "width"])]
+    size: Option<String>,
     /// Image height in pixels [default: the size the network was trained for].
     #[arg(long, value_name = "N")]
     height: Option<u64>,
@@ -76,12 +80,13 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
         Sampler::Renoise => "renoise",
         Sampler::Euler => "euler",
     });
+    let size = arguments.size.as_deref().map(size).transpose()?;
     let config = globals.load(vec![
         number("sample.steps", "--steps", arguments.steps),
         flag("sample.guidance", "--guidance", arguments.guidance),
         flag("sample.sampler", "--sampler", sampler),
-        number("sample.height", "--height", arguments.height),
-        number("sample.width", "--width", arguments.width),
+        number("sample.height", "--height", size.map(|(height, _)| height).or(arguments.height)),
+        number("sample.width", "--width", size.map(|(_, width)| width).or(arguments.width)),
         number("seed", "--seed", arguments.seed),
     ])?;
     if arguments.count == 0 || arguments.count > 100_000 {
@@ -116,7 +121,7 @@ fn draw<B: Backend>(
     let prompts = encoders.prompts(&arguments.prompts)?;
     let shape = network::latent_shape(pipeline, config.sample.height, config.sample.width)?;
     let model = loaded.model(b)?;
-    let params = network::upload(b, &loaded.weights(&model)?)?;
+    let params = loaded.params(b)?;
     let mut painter = Painter::new(b, model, &encoders, shape, config.sample.batch.min(which.len()), &arguments.negative)?;
     let mut progress = Progress::new("sampling", which.len() as u64, 0);
     let order = Order { settings, seed: config.seed, first: 0, prompts: &prompts, which };
@@ -124,6 +129,13 @@ fn draw<B: Backend>(
     let images = pictures(&pixels, painter.image_shape()?);
     progress.finish(&format!("{} images, {}, {}", images.len(), settings.kind.name(), measure::label(settings)));
     Ok(images)
+}
+
+/// `--size 1024x768`.
+fn size(text: &str) -> Result<(u64, u64)> {
+    let size = parse_size(text).ok().filter(|size| size.weight == 1.0);
+    let size = size.ok_or_else(|| Error::Usage(format!("--size {text}: write it as HEIGHTxWIDTH in pixels, such as 1024x768")))?;
+    Ok((size.height as u64, size.width as u64))
 }
 
 /// What the configuration leaves open follows the network's role.

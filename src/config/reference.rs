@@ -49,10 +49,26 @@ const MEANINGS: &[(&str, &str)] = &[
     ("synthesize.guidance", "Constant guidance scale; 1 is unguided. The student learns to draw guided images without guidance."),
     ("synthesize.batch", "Latents drawn at once."),
     ("synthesize.shard_size", "Latents per shard file; an interrupted synthesis continues after the last whole shard."),
-    ("synthesize.prompts", "Text file with one prompt a line. Empty: the captions of the demo's classes."),
+    (
+        "synthesize.prompts",
+        "File of prompts: `.jsonl` (one JSON object a line), `.parquet` (a column of text; snappy, gzip, lz4 or uncompressed), or text with \
+         one prompt a line. Empty: the captions of the demo's classes.",
+    ),
+    ("synthesize.prompt_key", "Key or column of the prompts in `.jsonl` and `.parquet`. Empty: the first of `prompt`, `text`, `caption`."),
     ("synthesize.negative_prompt", "What guidance steers away from. Empty: the empty prompt."),
     ("synthesize.height", "Image height in pixels; 0 means the size the teacher was trained for."),
     ("synthesize.width", "Image width in pixels; 0 means the size the teacher was trained for."),
+    (
+        "synthesize.sizes",
+        "Several sizes in pixels, `HEIGHTxWIDTH`, with weights where they are not drawn equally often, as in `[\"1024x1024@2\", \"832x1216\"]`. \
+         Which sample has which follows from the seed and its number.",
+    ),
+    (
+        "synthesize.aspects",
+        "The same by aspects `WIDTH:HEIGHT`, as in `[\"1:1@2\", \"3:2\", \"2:3\"]`: the nearest sizes of `height` times `width` pixels whose sides \
+         are multiples of 64 (of a patch for small images).",
+    ),
+    ("synthesize.shift", "Shift of Euler's times; 0 means the one stored with the teacher."),
     ("distill.steps", "Optimiser steps."),
     ("distill.batch", "Samples per optimiser step."),
     ("distill.accumulate", "Micro-batches a step is cut into, to save memory; must divide `batch`. The result is the same to rounding."),

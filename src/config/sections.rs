@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::{parse_aspect, parse_size};
 use crate::flow::TimestepDistribution;
 use crate::model::ModelConfig;
 use crate::train::{Checkpointing, OptimConfig, Schedule};
@@ -115,14 +116,22 @@ pub struct SynthesizeConfig {
     pub batch: usize,
     /// Latents per shard file.
     pub shard_size: usize,
-    /// A text file with one prompt a line; empty means the captions of the demo's classes.
+    /// A file of prompts (text, JSON Lines or parquet); empty means the captions of the demo's classes.
     pub prompts: String,
+    /// Key or column of the prompts; empty means `prompt`, `text` or `caption`.
+    pub prompt_key: String,
     /// What guidance steers away from; empty means the empty prompt.
     pub negative_prompt: String,
     /// Image height in pixels; 0 means the size the teacher was trained for.
     pub height: usize,
     /// Image width in pixels; 0 means the size the teacher was trained for.
     pub width: usize,
+    /// Several sizes, `HEIGHTxWIDTH` with weights; empty means one.
+    pub sizes: Vec<String>,
+    /// Several aspects, `WIDTH:HEIGHT` with weights, at the area of `height` times `width`; empty means one.
+    pub aspects: Vec<String>,
+    /// Shift of Euler's times; 0 means the one stored with the teacher.
+    pub shift: f32,
 }
 
 impl Default for SynthesizeConfig {
@@ -134,9 +143,13 @@ impl Default for SynthesizeConfig {
             batch: 64,
             shard_size: 1024,
             prompts: String::new(),
+            prompt_key: String::new(),
             negative_prompt: String::new(),
             height: 0,
             width: 0,
+            sizes: Vec::new(),
+            aspects: Vec::new(),
+            shift: 0.0,
         }
     }
 }
@@ -147,7 +160,14 @@ impl SynthesizeConfig {
         at_least_one("synthesize.steps", self.steps)?;
         at_least_one("synthesize.batch", self.batch)?;
         at_least_one("synthesize.shard_size", self.shard_size)?;
-        guidance_in_range("synthesize.guidance", self.guidance)
+        guidance_in_range("synthesize.guidance", self.guidance)?;
+        in_range("synthesize.shift", self.shift, (0.0..=100.0).contains(&self.shift))?;
+        if !self.sizes.is_empty() && !self.aspects.is_empty() {
+            return Err(Error::Config("synthesize.sizes and synthesize.aspects exclude each other: set one of them to []".into()));
+        }
+        self.sizes.iter().try_for_each(|size| parse_size(size).map(drop)).map_err(|e| Error::Config(format!("synthesize.sizes: {e}")))?;
+        let aspects = self.aspects.iter().try_for_each(|aspect| parse_aspect(aspect, 1 << 20, 64).map(drop));
+        aspects.map_err(|e| Error::Config(format!("synthesize.aspects: {e}")))
     }
 }
 

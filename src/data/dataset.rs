@@ -173,6 +173,21 @@ impl LatentDataset {
     }
 }
 
+/// Compares the checksum of every shard in a folder, complete or not, and returns its manifest. `progress` hears how many bytes of how
+/// many are checked.
+///
+/// # Errors
+/// Names the first file that is missing, short, changed or inconsistent.
+pub fn verify(folder: impl AsRef<Path>, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<Manifest> {
+    let folder = folder.as_ref();
+    let manifest = Manifest::read(folder)?;
+    let (done, total) = (AtomicU64::new(0), manifest.shards.iter().map(|shard| shard.bytes).sum());
+    let report = |bytes| progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
+    let prompts = manifest.settings.prompts.len();
+    manifest.shards.par_iter().try_for_each(|shard| shard.verify(&shard.open(folder, prompts)?.0, report))?;
+    Ok(manifest)
+}
+
 /// The manifest of a data set to which nothing is missing.
 fn complete(folder: &Path) -> Result<Manifest> {
     let manifest = Manifest::read(folder)?;

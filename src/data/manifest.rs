@@ -1,6 +1,7 @@
 //! `manifest.json`: what a folder of latents holds, how it was made, and the checksum of every shard.
 //!
-//! Written by [`super::ShardWriter`] after each shard, read by it to go on, and by [`super::LatentDataset`] to check.
+//! Written by [`super::ShardWriter`] after each shard, read by it to go on, and by [`super::LatentDataset`] to check. Where several
+//! processes write one data set, each has a `manifest-I-of-N.json`, and readers put them together.
 
 use std::path::Path;
 
@@ -101,6 +102,27 @@ pub struct ShardInfo {
     pub shape: [usize; 3],
 }
 
+/// One of several processes that write a data set together, each with a manifest of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    /// Which, from 0.
+    pub index: usize,
+    /// Of how many.
+    pub of: usize,
+    /// Samples of this part when it is complete.
+    pub total: usize,
+    /// Samples in a shard.
+    pub shard_size: usize,
+}
+
+impl Part {
+    /// Name of its manifest.
+    pub(crate) fn manifest(self) -> String {
+        format!("manifest-{}-of-{}.json", self.index + 1, self.of)
+    }
+}
+
 /// The content of `manifest.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -113,11 +135,24 @@ pub struct Manifest {
     pub settings: DatasetSettings,
     /// The complete shards, in order.
     pub shards: Vec<ShardInfo>,
+    /// Whose shards these are, where several processes write; `None` where one does, and for all of them together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<Part>,
+    /// Samples of a shard that is not full yet, kept by an interrupted process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending: Option<ShardInfo>,
 }
 
 impl Manifest {
     pub(crate) fn new(settings: DatasetSettings) -> Self {
-        Self { version: VERSION, created_by: format!("ladd-fast {}", env!("CARGO_PKG_VERSION")), settings, shards: Vec::new() }
+        Self {
+            version: VERSION,
+            created_by: format!("ladd-fast {}", env!("CARGO_PKG_VERSION")),
+            settings,
+            shards: Vec::new(),
+            part: None,
+            pending: None,
+        }
     }
 
     /// Samples in the complete shards.
@@ -125,44 +160,103 @@ impl Manifest {
         self.shards.iter().map(|shard| shard.count).fold(0, usize::saturating_add)
     }
 
-    /// Reads and checks the manifest of a folder.
+    /// Whether a folder holds a data set, finished or not.
+    pub fn is_there(folder: &Path) -> bool {
+        folder.join(MANIFEST).is_file() || part_manifests(folder).is_ok_and(|parts| !parts.is_empty())
+    }
+
+    /// Reads and checks the manifest of a folder; where several processes wrote, theirs together.
     ///
     /// # Errors
-    /// When it is missing or damaged, or its content contradicts itself.
+    /// When it is missing or damaged, its content contradicts itself, or parts do not belong together.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(MANIFEST);
-        let text = std::fs::read_to_string(&path).map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => Error::file(&path, "is missing: name a folder of latents that ladd-fast has made, or make one"),
-            _ => Error::io("read", &path, source),
+        let parts = if folder.is_dir() { part_manifests(folder)? } else { Vec::new() };
+        match (path.exists(), parts.is_empty()) {
+            (_, true) => Self::read_file(&path),
+            (false, false) => merged(folder, parts.iter().map(|name| Self::read_file(&folder.join(name))).collect::<Result<_>>()?),
+            (true, false) => Err(Error::file(path, format!("stands beside {}: these are two data sets, keep one", parts.join(", ")))),
+        }
+    }
+
+    pub(crate) fn read_file(path: &Path) -> Result<Self> {
+        let json = std::fs::read(path).map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => Error::file(path, "is missing: name a folder of latents that ladd-fast has made, or make one"),
+            _ => Error::io("read", path, source),
         })?;
-        let bad =
-            |cause: String| Error::file(&path, format!("{cause}: it was changed by hand or by another version, make the latents again"));
+        let bad = |cause| Error::file(path, format!("{cause}: it was changed by hand or by another version, make the latents again"));
+        Self::parse(&json).map_err(bad)
+    }
+
+    /// Reads and checks a manifest.
+    ///
+    /// # Errors
+    /// When it is no manifest, or its content contradicts itself.
+    pub fn parse(json: &[u8]) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct Version {
             version: u32,
         }
-        let Version { version } = serde_json::from_str(&text).map_err(|error| bad(format!("is no manifest ({error})")))?;
+        let Version { version } = serde_json::from_slice(json).map_err(|error| format!("is no manifest ({error})"))?;
         if version != VERSION {
-            return Err(bad(format!("has version {version}, this program reads {VERSION}")));
+            return Err(format!("has version {version}, this program reads {VERSION}"));
         }
-        let manifest: Self = serde_json::from_str(&text).map_err(|error| bad(format!("is no manifest ({error})")))?;
-        manifest.settings.validate().map_err(|error| bad(error.to_string()))?;
-        if let Some(shard) =
-            manifest.shards.iter().find(|shard| Path::new(&shard.file).file_name().is_none_or(|name| name != shard.file.as_str()))
-        {
-            return Err(bad(format!("names the shard `{}`, which is not a file of its own folder", shard.file)));
+        let manifest: Self = serde_json::from_slice(json).map_err(|error| format!("is no manifest ({error})"))?;
+        manifest.settings.validate().map_err(|error| error.to_string())?;
+        let outside = |shard: &&ShardInfo| Path::new(&shard.file).file_name().is_none_or(|name| name != shard.file.as_str());
+        if let Some(shard) = manifest.shards.iter().chain(&manifest.pending).find(outside) {
+            return Err(format!("names the shard `{}`, which is not a file of its own folder", shard.file));
         }
         if manifest.count() > manifest.settings.total {
-            return Err(bad(format!("lists {} samples of {}", manifest.count(), manifest.settings.total)));
+            return Err(format!("lists {} samples of {}", manifest.count(), manifest.settings.total));
+        }
+        if let Some(part) = manifest.part.filter(|part| part.index >= part.of || part.shard_size == 0) {
+            return Err(format!("is part {} of {} in shards of {}", part.index + 1, part.of, part.shard_size));
         }
         Ok(manifest)
     }
 
+    /// Name of its file.
+    pub(crate) fn file_name(&self) -> String {
+        self.part.map_or_else(|| MANIFEST.to_owned(), Part::manifest)
+    }
+
     pub(crate) fn write(&self, folder: &Path) -> Result<()> {
-        let path = folder.join(MANIFEST);
+        let path = folder.join(self.file_name());
         let json = serde_json::to_string_pretty(self).map_err(|error| Error::file(&path, format!("cannot be written: {error}")))?;
         write_atomically(&path, |out| out.write_all(json.as_bytes()))
     }
+}
+
+/// Names of the manifests of a data set that several processes write, sorted.
+pub(crate) fn part_manifests(folder: &Path) -> Result<Vec<String>> {
+    let entries = std::fs::read_dir(folder).map_err(|source| Error::io("read", folder, source))?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut names: Vec<_> = names.filter(|name| name.starts_with("manifest-") && name.ends_with(".json")).collect();
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Number of a shard's file.
+pub(crate) fn shard_number(file: &str) -> Option<usize> {
+    file.strip_prefix("shard-")?.strip_suffix(".safetensors")?.parse().ok()
+}
+
+/// The parts of a data set together: their shards in the order of their numbers.
+fn merged(folder: &Path, mut parts: Vec<Manifest>) -> Result<Manifest> {
+    let Some(first) = parts.first().cloned() else { return Manifest::read_file(&folder.join(MANIFEST)) };
+    let plan = |manifest: &Manifest| manifest.part.map(|part| (part.of, part.shard_size));
+    let same = |other: &Manifest| other.settings == first.settings || other.settings.differences(&first.settings).is_empty();
+    if let Some(other) = parts.iter().find(|other| plan(other).is_none() || plan(other) != plan(&first) || !same(other)) {
+        let cause = format!("does not belong to {}: use the same settings and number of processes for all", first.file_name());
+        return Err(Error::file(folder.join(other.file_name()), cause));
+    }
+    let mut shards: Vec<ShardInfo> = parts.iter_mut().flat_map(|part| std::mem::take(&mut part.shards)).collect();
+    shards.sort_by_key(|shard| shard_number(&shard.file));
+    if let Some(twice) = shards.windows(2).find(|pair| pair[0].file == pair[1].file) {
+        return Err(Error::file(folder.join(&twice[0].file), "is listed by two manifests: delete one of them"));
+    }
+    Ok(Manifest { shards, part: None, pending: None, ..first })
 }
 
 impl ShardInfo {

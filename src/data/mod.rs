@@ -8,11 +8,13 @@ pub mod fashion_mnist;
 mod loader;
 mod manifest;
 mod prompts;
+mod sizes;
 mod writer;
 
-pub use dataset::{Bucket, LatentDataset};
+pub use dataset::{Bucket, LatentDataset, verify};
 pub use fashion_mnist::FashionMnist;
 pub use loader::{Batch, Loader};
-pub use manifest::{DatasetSettings, MANIFEST, Manifest, ShardInfo};
-pub use prompts::{read_prompts, unique_prompts};
+pub use manifest::{DatasetSettings, MANIFEST, Manifest, Part, ShardInfo};
+pub use prompts::{BadPrompts, parse_jsonl, parse_parquet, parse_text, read_prompts, unique_prompts};
+pub use sizes::{DrawPlan, ImageSize, Run, Share, parse_aspect, parse_size};
 pub use writer::ShardWriter;

@@ -5,23 +5,30 @@
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::manifest::{DatasetSettings, LATENTS, MANIFEST, Manifest, PROMPT_INDEX, SEEDS, ShardInfo};
+use super::manifest::{DatasetSettings, LATENTS, MANIFEST, Manifest, PROMPT_INDEX, Part, SEEDS, ShardInfo, part_manifests, shard_number};
+use super::sizes::Share;
 use crate::format::{Data, Entry, TEMPORARY, hex, prepare_safetensors, write_atomically};
 use crate::{Error, Result};
 
-/// Held while a folder is being written.
+/// Held while a folder is being written; where several processes write, while one of them begins.
 const LOCK: &str = ".lock";
+/// How often a process that begins asks for the lock, and how long it waits in between.
+const PATIENCE: (usize, Duration) = (100, Duration::from_millis(50));
 
-/// Writes a data set, see the module's description. One writer at a time per folder.
+/// Writes a data set, see the module's description. One writer at a time per folder, or one per part of it.
 #[derive(Debug)]
 pub struct ShardWriter {
     folder: PathBuf,
     manifest: Manifest,
     shard_size: usize,
+    /// Samples of this writer when it is done.
+    total: usize,
+    share: Share,
     pending: Pending,
     /// Released when the writer is dropped, or by the system when the process dies.
     _lock: File,
@@ -43,30 +50,47 @@ impl ShardWriter {
     /// # Errors
     /// When the folder holds a data set of other settings, another process is writing it, or it cannot be written.
     pub fn open(folder: impl AsRef<Path>, settings: DatasetSettings, shard_size: usize) -> Result<Self> {
+        let total = settings.total;
+        Self::open_share(folder, settings, shard_size, Share::WHOLE, total)
+    }
+
+    /// As [`ShardWriter::open`] for one of several processes, each of which pushes its own `total` samples: process `i` of `n`
+    /// writes the shards `i`, `i + n`, ... They never touch each other's files.
+    ///
+    /// # Errors
+    /// As [`ShardWriter::open`]; when the data set was begun by another number of processes, or this part is being written.
+    pub fn open_share(folder: impl AsRef<Path>, settings: DatasetSettings, shard_size: usize, share: Share, total: usize) -> Result<Self> {
         let folder = folder.as_ref().to_owned();
         settings.validate()?;
         if shard_size == 0 {
             return Err(Error::Config("latents: a shard must take at least 1 sample".into()));
         }
         std::fs::create_dir_all(&folder).map_err(|source| Error::io("create", &folder, source))?;
-        let lock = lock(&folder)?;
-        remove_litter(&folder)?;
-        let manifest = match folder.join(MANIFEST).exists() {
-            true => resume(&folder, settings)?,
-            false => Manifest::new(settings),
+        let beginning = lock(&folder, LOCK, if share == Share::WHOLE { 1 } else { PATIENCE.0 })?;
+        let part = (share != Share::WHOLE).then_some(Part { index: share.index, of: share.of, total, shard_size });
+        check_companions(&folder, &settings, part)?;
+        let lock = match part {
+            Some(part) => lock(&folder, &format!("{LOCK}-{}-of-{}", part.index + 1, part.of), 1)?,
+            None => beginning.try_clone().map_err(|source| Error::io("lock", &folder, source))?,
         };
+        remove_litter(&folder, share)?;
+        let fresh = Manifest { part, ..Manifest::new(settings) };
+        let path = folder.join(fresh.file_name());
+        let (manifest, pending) =
+            if path.exists() { resume(&folder, Manifest::read_file(&path)?, fresh, shard_size)? } else { (fresh, Pending::default()) };
         manifest.write(&folder)?;
-        Ok(Self { folder, manifest, shard_size, pending: Pending::default(), _lock: lock })
+        drop(beginning);
+        Ok(Self { folder, manifest, shard_size, total, share, pending, _lock: lock })
     }
 
-    /// Samples in complete shards: the number of the sample to go on with.
+    /// Samples pushed so far, by this process or those before it: the number of the sample to go on with.
     pub fn written(&self) -> usize {
-        self.manifest.count()
+        self.manifest.count() + self.pending.prompts.len()
     }
 
     /// Samples still to be pushed.
     pub fn remaining(&self) -> usize {
-        self.manifest.settings.total.saturating_sub(self.written() + self.pending.prompts.len())
+        self.total.saturating_sub(self.written())
     }
 
     /// Adds the next sample: its latent of `shape` `[C, H, W]`, the place of its prompt in the table, its seed. Samples of
@@ -97,15 +121,36 @@ impl ShardWriter {
         if count == 0 {
             return Ok(());
         }
-        let file = format!("shard-{:05}.safetensors", self.manifest.shards.len());
+        let file = format!("shard-{:05}.safetensors", self.manifest.shards.len() * self.share.of + self.share.index);
         let (sha256, bytes) = self.pending.write(&self.folder.join(&file), &self.manifest.settings)?;
         self.manifest.shards.push(ShardInfo { file, sha256, bytes, count, shape: self.pending.shape });
+        let kept = self.manifest.pending.take();
         if let Err(error) = self.manifest.write(&self.folder) {
             self.manifest.shards.pop();
+            self.manifest.pending = kept;
             return Err(error);
         }
         self.pending.clear();
+        if let Some(kept) = kept {
+            let _ = std::fs::remove_file(self.folder.join(kept.file)); // nobody reads it any more
+        }
         Ok(())
+    }
+
+    /// Keeps the samples that wait for their shard to be full, for the process that goes on: what it writes is then what this
+    /// one would have written.
+    ///
+    /// # Errors
+    /// When they cannot be written; the complete shards are not touched.
+    pub fn suspend(&mut self) -> Result<()> {
+        let count = self.pending.prompts.len();
+        if count == 0 {
+            return Ok(());
+        }
+        let file = pending_name(self.share);
+        let (sha256, bytes) = self.pending.write(&self.folder.join(&file), &self.manifest.settings)?;
+        self.manifest.pending = Some(ShardInfo { file, sha256, bytes, count, shape: self.pending.shape });
+        self.manifest.write(&self.folder)
     }
 
     /// Writes the last shard.
@@ -116,16 +161,16 @@ impl ShardWriter {
         self.flush()?;
         match self.remaining() {
             0 => Ok(self.manifest),
-            missing => Err(Error::file(&self.folder, format!("lacks {missing} of {} latents", self.manifest.settings.total))),
+            missing => Err(Error::file(&self.folder, format!("lacks {missing} of {} latents", self.total))),
         }
     }
 
     fn check(&self, latent: &[f32], shape: [usize; 3], prompt: u32) -> Result<()> {
         let settings = &self.manifest.settings;
-        let number = settings.total - self.remaining();
+        let number = self.total - self.remaining();
         let fail = |cause: String| Err(Error::Usage(format!("latent {number}: {cause}")));
         if self.remaining() == 0 {
-            return fail(format!("the data set is complete with {} latents", settings.total));
+            return fail(format!("the data set is complete with {} latents", self.total));
         }
         if latent.len() != shape.iter().product::<usize>() || shape[0] != settings.pipeline.model.in_channels {
             return fail(format!(
@@ -165,6 +210,13 @@ impl Pending {
         Ok((hex(&hash.finalize()), bytes))
     }
 
+    /// Reads what a process kept before it was interrupted.
+    fn restore(folder: &Path, kept: &ShardInfo, prompts: usize) -> Result<Self> {
+        let (file, prompts) = kept.open(folder, prompts)?;
+        kept.verify(&file, |_| ())?;
+        Ok(Self { shape: kept.shape, latents: file.f32(LATENTS)?, prompts, seeds: file.i64(SEEDS)? })
+    }
+
     fn clear(&mut self) {
         self.latents.clear();
         self.prompts.clear();
@@ -192,53 +244,112 @@ impl std::io::Write for Hashing<'_> {
     }
 }
 
-fn lock(folder: &Path) -> Result<File> {
-    let path = folder.join(LOCK);
+/// Takes a lock of a folder, asking up to `times` times.
+fn lock(folder: &Path, name: &str, times: usize) -> Result<File> {
+    let path = folder.join(name);
     let file = File::create(&path).map_err(|source| Error::io("create", &path, source))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            return Err(Error::file(folder, "is being written by another process: wait for it, or choose another folder"));
-        }
-        Err(TryLockError::Error(error)) => {
-            tracing::warn!("{} cannot be locked ({error}): do not write to it twice at once", folder.display())
+    for left in (0..times).rev() {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) if left > 0 => std::thread::sleep(PATIENCE.1),
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::file(folder, "is being written by another process: wait for it, or choose another folder"));
+            }
+            Err(TryLockError::Error(error)) => {
+                tracing::warn!("{} cannot be locked ({error}): do not write to it twice at once", folder.display());
+                break;
+            }
         }
     }
     Ok(file)
 }
 
-/// Deletes the temporary files of a killed run.
-fn remove_litter(folder: &Path) -> Result<()> {
+/// Refuses a folder that was begun with other settings or by another number of processes.
+fn check_companions(folder: &Path, settings: &DatasetSettings, part: Option<Part>) -> Result<()> {
+    let companions = part_manifests(folder)?;
+    if part.is_some() && folder.join(MANIFEST).exists() {
+        return Err(Error::file(folder, "was begun by one process: go on without --shard, or choose another folder"));
+    }
+    for name in &companions {
+        let other = Manifest::read_file(&folder.join(name))?;
+        let Some(theirs) = other.part else { return Err(Error::file(folder.join(name), "is no part of a data set: delete it")) };
+        if part.is_none_or(|part| part.of != theirs.of) {
+            let cause =
+                format!("was begun by {} processes: go on with --shard 1/{} and so on, or choose another folder", theirs.of, theirs.of);
+            return Err(Error::file(folder, cause));
+        }
+        if part.is_some_and(|part| part.shard_size != theirs.shard_size) {
+            return Err(Error::file(folder, format!("was begun in shards of {}: use the same synthesize.shard_size", theirs.shard_size)));
+        }
+        refuse_differences(folder, &other.settings, settings)?;
+    }
+    Ok(())
+}
+
+fn refuse_differences(folder: &Path, begun: &DatasetSettings, settings: &DatasetSettings) -> Result<()> {
+    let differences = begun.differences(settings);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let cause = "use the same settings, another folder, or delete this one";
+    Err(Error::file(folder, format!("holds latents of other settings ({}): {cause}", differences.join("; "))))
+}
+
+/// Name of the file of samples that wait for their shard to be full.
+fn pending_name(share: Share) -> String {
+    if share == Share::WHOLE {
+        "pending.safetensors".to_owned()
+    } else {
+        format!("pending-{}-of-{}.safetensors", share.index + 1, share.of)
+    }
+}
+
+/// Deletes the temporary files of a killed run; where several processes write, those of this one.
+fn remove_litter(folder: &Path, share: Share) -> Result<()> {
     let entries = std::fs::read_dir(folder).map_err(|source| Error::io("read", folder, source))?;
     for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-        if path.extension().is_some_and(|ending| ending == TEMPORARY) {
+        if path.file_name().is_some_and(|name| is_litter(&name.to_string_lossy(), share)) {
             std::fs::remove_file(&path).map_err(|source| Error::io("delete", &path, source))?;
         }
     }
     Ok(())
 }
 
-/// The manifest of the data set begun in a folder, cut before its first bad shard.
-fn resume(folder: &Path, settings: DatasetSettings) -> Result<Manifest> {
-    let mut manifest = Manifest::read(folder)?;
-    let differences = manifest.settings.differences(&settings);
-    if !differences.is_empty() {
-        return Err(Error::file(
-            folder,
-            format!(
-                "holds latents of other settings ({}): use the same settings, another folder, or delete this one",
-                differences.join("; ")
-            ),
-        ));
+/// Temporary files are called `.TARGET.PROCESS-SERIAL.tmp`.
+fn is_litter(name: &str, share: Share) -> bool {
+    let Some(name) = name.strip_suffix(TEMPORARY).and_then(|name| name.strip_suffix('.')) else { return false };
+    let target = name.strip_prefix('.').and_then(|name| Some(name.rsplit_once('.')?.0)).unwrap_or_default();
+    let part = Part { index: share.index, of: share.of, total: 0, shard_size: 0 };
+    let own_shard = shard_number(target).is_some_and(|number| number % share.of == share.index);
+    share == Share::WHOLE || own_shard || target == part.manifest() || target == pending_name(share)
+}
+
+/// The data set begun in a folder, cut before its first bad shard, and the samples that wait for theirs to be full.
+fn resume(folder: &Path, mut manifest: Manifest, fresh: Manifest, shard_size: usize) -> Result<(Manifest, Pending)> {
+    refuse_differences(folder, &manifest.settings, &fresh.settings)?;
+    if manifest.part != fresh.part {
+        return Err(Error::file(folder.join(fresh.file_name()), "was begun with another plan: use the same settings, or another folder"));
     }
-    let prompts = settings.prompts.len();
+    let prompts = fresh.settings.prompts.len();
     let check = |shard: &ShardInfo| shard.open(folder, prompts).and_then(|(file, _)| shard.verify(&file, |_| ()));
     let bad = manifest.shards.par_iter().map(check).enumerate().find_first(|(_, outcome)| outcome.is_err());
     if let Some((number, Err(error))) = bad {
         tracing::warn!("{error}; drawing again from this shard on");
         manifest.shards.truncate(number);
+        manifest.pending = None;
     }
-    Ok(Manifest { settings, ..manifest })
+    let mut pending = Pending::default();
+    if let Some(kept) = &manifest.pending {
+        match Pending::restore(folder, kept, prompts) {
+            Ok(restored) if restored.prompts.len() < shard_size => pending = restored,
+            Ok(_) => manifest.pending = None,
+            Err(error) => {
+                tracing::warn!("{error}; making again what it held");
+                manifest.pending = None;
+            }
+        }
+    }
+    Ok((Manifest { settings: fresh.settings, ..manifest }, pending))
 }
 
 #[cfg(test)]
@@ -406,5 +517,106 @@ pub(crate) mod tests {
         assert!(ShardWriter::open(folder.path(), settings(2, Dtype::BF16), 4).is_err());
         assert!(ShardWriter::open(folder.path(), settings(0, Dtype::F16), 4).is_err());
         assert!(ShardWriter::open(folder.path(), settings(2, Dtype::F16), 0).is_err());
+    }
+
+    #[test]
+    fn a_suspended_writer_goes_on_within_its_shard() {
+        let whole = tempfile::tempdir().unwrap();
+        let mut writer = ShardWriter::open(whole.path(), settings(23, Dtype::F16), 8).unwrap();
+        push(&mut writer, 23, 10);
+        writer.finish().unwrap();
+        for stops in [vec![3, 5, 22], vec![8, 9, 10, 11], vec![0, 23]] {
+            let folder = tempfile::tempdir().unwrap();
+            for stop in &stops {
+                let mut writer = ShardWriter::open(folder.path(), settings(23, Dtype::F16), 8).unwrap();
+                push(&mut writer, *stop, 10);
+                writer.suspend().unwrap();
+                assert_eq!(writer.written(), *stop);
+            }
+            let mut writer = ShardWriter::open(folder.path(), settings(23, Dtype::F16), 8).unwrap();
+            assert_eq!(writer.written(), stops[stops.len() - 1]);
+            push(&mut writer, 23, 10);
+            writer.finish().unwrap();
+            assert!(contents(folder.path()) == contents(whole.path()), "{stops:?}");
+        }
+        // What was kept is damaged: it is made again.
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = ShardWriter::open(folder.path(), settings(23, Dtype::F16), 8).unwrap();
+        push(&mut writer, 11, 0);
+        writer.suspend().unwrap();
+        drop(writer);
+        std::fs::write(folder.path().join("pending.safetensors"), b"half").unwrap();
+        assert_eq!(ShardWriter::open(folder.path(), settings(23, Dtype::F16), 8).unwrap().written(), 8);
+    }
+
+    /// The samples of 23 that process `index` of 3 writes in shards of 4, ten of them wide: 4, 4, 2 and 4, 4, 4, 1.
+    fn own(index: usize) -> Vec<usize> {
+        let shards = [0..4, 4..8, 8..10, 10..14, 14..18, 18..22, 22..23];
+        shards.into_iter().skip(index).step_by(3).flatten().collect()
+    }
+
+    fn open_part(folder: &Path, index: usize) -> Result<ShardWriter> {
+        ShardWriter::open_share(folder, settings(23, Dtype::F16), 4, Share { index, of: 3 }, own(index).len())
+    }
+
+    fn push_own(writer: &mut ShardWriter, index: usize, end: usize) {
+        for i in own(index).into_iter().take(end).skip(writer.written()) {
+            let (latent, shape, prompt) = sample(i, 10);
+            writer.push(&latent, shape, prompt, i as u64).unwrap();
+        }
+    }
+
+    #[test]
+    fn several_processes_write_what_one_would() {
+        let one = tempfile::tempdir().unwrap();
+        let mut writer = ShardWriter::open(one.path(), settings(23, Dtype::F16), 4).unwrap();
+        push(&mut writer, 23, 10);
+        writer.finish().unwrap();
+
+        let folder = tempfile::tempdir().unwrap();
+        let mut writers: Vec<_> = (0..3).map(|index| open_part(folder.path(), index).unwrap()).collect();
+        assert!(open_part(folder.path(), 1).unwrap_err().to_string().contains("another process"));
+        for (index, writer) in writers.iter_mut().enumerate() {
+            push_own(writer, index, 5 - index);
+        }
+        drop(writers); // killed, each in the middle of a shard
+        assert!(LatentDataset::open(folder.path(), &|_, _| ()).unwrap_err().to_string().contains("of 23 latents"));
+        for index in [2, 0, 1] {
+            let mut writer = open_part(folder.path(), index).unwrap();
+            push_own(&mut writer, index, 23);
+            writer.finish().unwrap();
+        }
+        let shards = |folder: &Path| contents(folder).into_iter().filter(|(name, _)| name.starts_with("shard")).collect::<Vec<_>>();
+        assert!(shards(folder.path()) == shards(one.path()));
+        let (together, alone) = [folder.path(), one.path()].map(|folder| Manifest::read(folder).unwrap()).into();
+        assert_eq!(together, alone);
+        assert_eq!(LatentDataset::open(folder.path(), &|_, _| ()).unwrap().len(), 23);
+    }
+
+    #[test]
+    fn processes_leave_each_other_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut first = open_part(folder.path(), 0).unwrap();
+        push_own(&mut first, 0, 4);
+        let litter = |name: &str| folder.path().join(name);
+        let theirs = [".shard-00001.safetensors.7-1.tmp", ".manifest-2-of-3.json.7-2.tmp", ".pending-2-of-3.safetensors.7-3.tmp"];
+        let ours = [".shard-00003.safetensors.7-1.tmp", ".manifest-1-of-3.json.7-2.tmp", ".pending-1-of-3.safetensors.7-3.tmp"];
+        theirs.iter().chain(&ours).for_each(|name| std::fs::write(litter(name), b"half").unwrap());
+        drop(first);
+        drop(open_part(folder.path(), 0).unwrap());
+        assert!(theirs.iter().all(|name| litter(name).exists()) && ours.iter().all(|name| !litter(name).exists()));
+
+        let says = |result: Result<ShardWriter>, what: &str| {
+            let error = result.unwrap_err().to_string();
+            assert!(error.contains(what), "{error}");
+        };
+        says(ShardWriter::open(folder.path(), settings(23, Dtype::F16), 4), "was begun by 3 processes");
+        let of = |n, shard_size, settings| ShardWriter::open_share(folder.path(), settings, shard_size, Share { index: 1, of: n }, 8);
+        says(of(2, 4, settings(23, Dtype::F16)), "was begun by 3 processes");
+        says(of(3, 5, settings(23, Dtype::F16)), "in shards of 4");
+        says(of(3, 4, settings(23, Dtype::F32)), "dtype: \"f16\", now \"f32\"");
+        let other = tempfile::tempdir().unwrap();
+        drop(ShardWriter::open(other.path(), settings(23, Dtype::F16), 4).unwrap());
+        says(open_part(other.path(), 0), "was begun by one process");
     }
 }

@@ -37,6 +37,8 @@ pub mod stream {
     pub const SAMPLER_START: Stream = 48;
     /// Fresh noise of the renoise sampler: this plus the number of the sampling step.
     pub const SAMPLER_RENOISE: Stream = 49;
+    /// Sizes of the images of a synthesis.
+    pub const IMAGE_SIZE: Stream = 37;
     /// Vectors of the word encoder.
     pub const WORDS: Stream = 998;
     /// Initial adapters: this plus the adapter's number.

@@ -27,13 +27,32 @@ pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::R
     Ok(())
 }
 
-/// Deletes its file when it goes out of scope; after the rename there is nothing left to delete.
+/// Makes the folder `target` through `write`, which fills an empty folder beside it that then takes its place: on any error the
+/// old one, if there was one, is still there, and nothing else is left.
+pub(crate) fn replace_folder(target: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let temporary = temporary_for(target)?;
+    std::fs::create_dir_all(&temporary.0).map_err(|source| explain(target, source))?;
+    write(&temporary.0)?;
+    let old = temporary_for(target)?;
+    match std::fs::rename(target, &old.0) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(explain(target, source)),
+        _ => {}
+    }
+    std::fs::rename(&temporary.0, target).map_err(|source| {
+        let _ = std::fs::rename(&old.0, target);
+        explain(target, source)
+    })?;
+    sync_folder(target);
+    Ok(())
+}
+
+/// Deletes its file or folder when it goes out of scope; after the rename there is nothing left to delete.
 struct Temporary(PathBuf);
 
 impl Drop for Temporary {
     fn drop(&mut self) {
         // Nothing useful can be done about a temporary file that cannot be deleted.
-        let _ = std::fs::remove_file(&self.0);
+        let _ = if self.0.is_dir() { std::fs::remove_dir_all(&self.0) } else { std::fs::remove_file(&self.0) };
     }
 }
 
@@ -104,6 +123,22 @@ mod tests {
         assert!(panicked.is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(only_file(folder.path()), ["a.bin"]);
+    }
+
+    #[test]
+    fn a_folder_is_replaced_as_a_whole_or_not_at_all() {
+        let parent = tempfile::tempdir().unwrap();
+        let target = parent.path().join("transformer");
+        for content in ["old", "new"] {
+            replace_folder(&target, |folder| write_atomically(&folder.join(content), |out| out.write_all(b"x"))).unwrap();
+            assert_eq!((only_file(&target), only_file(parent.path())), (vec![content.to_owned()], vec!["transformer".to_owned()]));
+        }
+        let fail = |folder: &Path| {
+            std::fs::write(folder.join("half"), b"x").unwrap();
+            Err(Error::Usage("no more room".into()))
+        };
+        assert!(replace_folder(&target, fail).unwrap_err().to_string().contains("no more room"));
+        assert_eq!((only_file(&target), only_file(parent.path())), (vec!["new".to_owned()], vec!["transformer".to_owned()]));
     }
 
     #[test]

@@ -3,12 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Dtype, Entry, SafetensorsFile, Tensor, Tensors, prepare_safetensors, write_atomically};
+use super::stored::{Piece, views};
+use super::{Dtype, Entry, SafetensorsFile, StoredTensors, Tensor, TensorViews, Tensors, prepare_safetensors, write_atomically};
 use crate::flow::Spacing;
 use crate::model::ModelConfig;
 use crate::text::TextConfig;
@@ -114,16 +116,9 @@ impl Checkpoint {
     /// Writes the checkpoint, replacing the file atomically: it is never seen half written.
     ///
     /// # Errors
-    /// When the settings are invalid, a value does not fit `dtype`, or the file cannot be written (the old one then stays).
+    /// As [`save`].
     pub fn save(&self, path: impl AsRef<Path>, dtype: Dtype) -> Result<()> {
-        let path = path.as_ref();
-        self.pipeline.validate()?;
-        let pipeline =
-            serde_json::to_string(&self.pipeline).map_err(|error| Error::file(path, format!("cannot store the settings: {error}")))?;
-        let metadata = BTreeMap::from([(KEY.to_owned(), pipeline), ("format".to_owned(), "pt".to_owned())]);
-        let entries = self.tensors.iter().map(|(name, tensor)| Entry::floats(name, &tensor.shape, vec![&tensor.data], dtype)).collect();
-        let prepared = prepare_safetensors(&metadata, entries).map_err(|error| Error::file(path, format!("is not written: {error}")))?;
-        write_atomically(path, |out| prepared.write(out))
+        save(&self.pipeline, &views(&self.tensors), path, dtype)
     }
 
     /// SHA-256 over the architecture and all tensors, in hexadecimal: the same for the same network, whatever its file
@@ -135,6 +130,62 @@ impl Checkpoint {
         digests.iter().for_each(|digest| all.update(digest));
         hex(&all.finalize())
     }
+}
+
+/// A checkpoint of this project on disk: its settings, and its tensors where they are.
+#[derive(Clone, Debug)]
+pub struct NetworkFile {
+    /// The settings.
+    pub pipeline: Pipeline,
+    /// The tensors, complete.
+    pub tensors: StoredTensors,
+}
+
+impl NetworkFile {
+    /// Opens a checkpoint written by [`save`]; of the tensors only names and shapes are read.
+    ///
+    /// # Errors
+    /// When the file is damaged, is no checkpoint of this project, holds settings that do not fit together, or tensors are
+    /// missing, left over or misshapen.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::read(&Arc::new(SafetensorsFile::open(path)?))
+    }
+
+    /// Opens a checkpoint compiled into the program; `name` stands for the path in messages.
+    ///
+    /// # Errors
+    /// As [`NetworkFile::open`].
+    pub fn from_bytes(name: &str, bytes: &'static [u8]) -> Result<Self> {
+        Self::read(&Arc::new(SafetensorsFile::from_bytes(name, bytes)?))
+    }
+
+    fn read(file: &Arc<SafetensorsFile>) -> Result<Self> {
+        let pipeline = read_pipeline(file)?;
+        let mut tensors = StoredTensors::default();
+        for name in file.names() {
+            let shape = file.shape(name)?.to_vec();
+            let piece = Piece::of_file(file, name, 0..shape.iter().product(), 1.0);
+            tensors.place(name.clone(), shape, vec![piece]);
+        }
+        tensors
+            .check(&pipeline.model)
+            .map_err(|wrong| Error::file(file.path(), format!("does not hold the model it describes: {wrong}")))?;
+        Ok(Self { pipeline, tensors })
+    }
+}
+
+/// Writes a checkpoint, replacing the file atomically; the tensors pass through a few megabytes of memory.
+///
+/// # Errors
+/// When the settings are invalid, a value does not fit `dtype`, or the file cannot be written (the old one then stays).
+pub fn save(pipeline: &Pipeline, tensors: &TensorViews<'_>, path: impl AsRef<Path>, dtype: Dtype) -> Result<()> {
+    let path = path.as_ref();
+    pipeline.validate()?;
+    let settings = serde_json::to_string(pipeline).map_err(|error| Error::file(path, format!("cannot store the settings: {error}")))?;
+    let metadata = BTreeMap::from([(KEY.to_owned(), settings), ("format".to_owned(), "pt".to_owned())]);
+    let entries = tensors.iter().map(|(name, tensor)| Entry::view(name, tensor, dtype)).collect();
+    let prepared = prepare_safetensors(&metadata, entries).map_err(|error| Error::file(path, format!("is not written: {error}")))?;
+    write_atomically(path, |out| prepared.write(out))
 }
 
 fn read_pipeline(file: &SafetensorsFile) -> Result<Pipeline> {

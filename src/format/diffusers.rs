@@ -6,14 +6,17 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use rayon::prelude::*;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::checkpoint::read_tensor;
 use super::names::differences;
-use super::{Dtype, Entry, SafetensorsFile, Tensor, Tensors, parameter_shapes, prepare_safetensors, write_atomically};
+use super::stored::Piece;
+use super::{
+    Dtype, Entry, SafetensorsFile, StoredTensors, TensorViews, Tensors, parameter_shapes, prepare_safetensors, replace_folder,
+    write_atomically,
+};
 use crate::model::ModelConfig;
 use crate::{Error, Result};
 
@@ -27,6 +30,9 @@ const VERSION: &str = "0.42.1";
 /// Side of the latents that the published models are meant for (1024 pixels).
 const SAMPLE_SIZE: usize = 128;
 
+/// Bytes of a shard, where nothing else is asked for: as `save_pretrained`.
+pub const SHARD_BYTES: usize = 10_000_000_000;
+
 /// How one original tensor is stored by diffusers.
 enum Link {
     /// Under another name.
@@ -37,31 +43,80 @@ enum Link {
     Swapped { original: String, diffusers: String },
 }
 
-/// Writes `folder/transformer/`, ready for `SD3Transformer2DModel.from_pretrained(folder, subfolder="transformer")`.
+/// Writes `folder/transformer/`, ready for `SD3Transformer2DModel.from_pretrained(folder, subfolder="transformer")`: the weights in
+/// one file of up to `shard_bytes` bytes, or in several with an index. The old folder, if there was one, is replaced as a whole.
 ///
 /// # Errors
-/// When the tensors are not those of `model`, or a file cannot be written.
-pub fn export(model: &ModelConfig, tensors: &Tensors, folder: impl AsRef<Path>, dtype: Dtype) -> Result<()> {
-    let folder = folder.as_ref().join(FOLDER);
-    let wrong = differences(&parameter_shapes(model), &shapes_of(tensors));
+/// When the tensors are not those of `model`, a value does not fit `dtype`, or a file cannot be written.
+pub fn export(model: &ModelConfig, tensors: &TensorViews<'_>, folder: impl AsRef<Path>, dtype: Dtype, shard_bytes: usize) -> Result<()> {
+    let target = folder.as_ref().join(FOLDER);
+    let shapes = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect();
+    let wrong = differences(&parameter_shapes(model), &shapes);
     if !wrong.is_empty() {
-        return Err(Error::file(&folder, format!("is not written, the tensors do not fit the model: {wrong}")));
+        return Err(Error::file(&target, format!("is not written, the tensors do not fit the model: {wrong}")));
     }
-    std::fs::create_dir_all(&folder).map_err(|source| Error::io("create", &folder, source))?;
-    let entries = links(model).into_iter().flat_map(|link| exported(link, tensors, dtype)).collect();
-    let weights = folder.join(WEIGHTS);
-    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    let prepared = prepare_safetensors(&metadata, entries).map_err(|error| Error::file(&weights, format!("is not written: {error}")))?;
-    write_atomically(&weights, |out| prepared.write(out))?;
-    let config = format!("{:#}\n", config_json(model));
-    write_atomically(&folder.join(CONFIG), |out| out.write_all(config.as_bytes()))
+    let mut entries: Vec<Entry<'_>> = links(model).into_iter().flat_map(|link| exported(link, tensors, dtype)).collect();
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    std::fs::create_dir_all(folder.as_ref()).map_err(|source| Error::io("create", &target, source))?;
+    let shards = shards(entries, shard_bytes);
+    replace_folder(&target, |folder| {
+        write_shards(shards, folder).map_err(|error| Error::file(&target, format!("is not written: {error}")))?;
+        let config = format!("{:#}\n", config_json(model));
+        write_atomically(&folder.join(CONFIG), |out| out.write_all(config.as_bytes()))
+    })
 }
 
-/// Reads a diffusers folder: the `transformer` folder itself, or the pipeline's folder around it; weights in one file or sharded.
+/// Cuts the tensors into runs of up to `bytes` bytes; a larger tensor is alone.
+fn shards(entries: Vec<Entry<'_>>, bytes: usize) -> Vec<Vec<Entry<'_>>> {
+    let mut shards: Vec<Vec<Entry<'_>>> = vec![Vec::new()];
+    let mut filled = 0_usize;
+    for entry in entries {
+        filled = filled.saturating_add(entry.bytes());
+        match shards.last_mut() {
+            Some(shard) if filled <= bytes || shard.is_empty() => shard.push(entry),
+            _ => {
+                filled = entry.bytes();
+                shards.push(vec![entry]);
+            }
+        }
+    }
+    shards
+}
+
+fn write_shards(shards: Vec<Vec<Entry<'_>>>, folder: &Path) -> Result<()> {
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    let (count, mut weight_map, mut total) = (shards.len(), BTreeMap::new(), 0);
+    for (i, entries) in shards.into_iter().enumerate() {
+        let name = match count {
+            1 => WEIGHTS.to_owned(),
+            _ => WEIGHTS.replace(".safetensors", &format!("-{:05}-of-{count:05}.safetensors", i + 1)),
+        };
+        total += entries.iter().map(Entry::bytes).sum::<usize>();
+        weight_map.extend(entries.iter().map(|entry| (entry.name.clone(), name.clone())));
+        let prepared = prepare_safetensors(&metadata, entries)?;
+        write_atomically(&folder.join(&name), |out| prepared.write(out))?;
+    }
+    if count == 1 {
+        return Ok(());
+    }
+    let index = format!("{:#}\n", json!({ "metadata": { "total_size": total }, "weight_map": weight_map }));
+    write_atomically(&folder.join(INDEX), |out| out.write_all(index.as_bytes()))
+}
+
+/// Reads a diffusers folder into memory, as [`open`] finds it.
+///
+/// # Errors
+/// As [`open`].
+pub fn import(folder: impl AsRef<Path>) -> Result<(ModelConfig, Tensors)> {
+    let (model, tensors) = open(folder)?;
+    Ok((model, tensors.load()?))
+}
+
+/// Opens a diffusers folder: the `transformer` folder itself, or the pipeline's folder around it; weights in one file or sharded.
 ///
 /// # Errors
 /// When a file is missing or damaged, the architecture is not supported, or tensors are missing, left over or misshapen.
-pub fn import(folder: impl AsRef<Path>) -> Result<(ModelConfig, Tensors)> {
+pub fn open(folder: impl AsRef<Path>) -> Result<(ModelConfig, StoredTensors)> {
     let folder = folder.as_ref();
     let inner = folder.join(FOLDER);
     let folder = if inner.join(CONFIG).is_file() { inner } else { folder.to_owned() };
@@ -78,12 +133,14 @@ pub fn import(folder: impl AsRef<Path>) -> Result<(ModelConfig, Tensors)> {
     if !wrong.is_empty() {
         return Err(Error::file(&folder, format!("holds weights that do not fit its {CONFIG}: {wrong}")));
     }
-    let tensors = links.into_par_iter().map(|link| imported(link, &weights)).collect::<Result<_>>()?;
+    let shapes = parameter_shapes(&model);
+    let mut tensors = StoredTensors::default();
+    for link in &links {
+        let original = link.original();
+        let shape = shapes[original].clone();
+        tensors.place(original.to_owned(), shape, weights.pieces(link)?);
+    }
     Ok((model, tensors))
-}
-
-fn shapes_of(tensors: &Tensors) -> BTreeMap<String, Vec<usize>> {
-    tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shape.clone())).collect()
 }
 
 // ---------------------------------------------------------------------------------------------------------- names
@@ -103,6 +160,14 @@ fn links(model: &ModelConfig) -> Vec<Link> {
     links.swapped("final_layer.adaLN_modulation.1", "norm_out.linear");
     links.linear("final_layer.linear", "proj_out");
     links.0
+}
+
+impl Link {
+    fn original(&self) -> &str {
+        match self {
+            Self::Same { original, .. } | Self::Swapped { original, .. } | Self::Split { original, .. } => original,
+        }
+    }
 }
 
 struct Links(Vec<Link>);
@@ -227,41 +292,18 @@ fn third(shape: &[usize]) -> Vec<usize> {
     third
 }
 
-fn exported(link: Link, tensors: &Tensors, dtype: Dtype) -> Vec<Entry<'_>> {
+fn exported<'a>(link: Link, tensors: &TensorViews<'a>, dtype: Dtype) -> Vec<Entry<'a>> {
+    let tensor = &tensors[link.original()];
+    let (shape, len) = (tensor.shape(), tensor.len());
     match link {
-        Link::Same { original, diffusers } => {
-            let tensor = &tensors[&original];
-            vec![Entry::floats(diffusers, &tensor.shape, vec![&tensor.data], dtype)]
+        Link::Same { diffusers, .. } => vec![Entry::view(diffusers, tensor, dtype)],
+        Link::Swapped { diffusers, .. } => {
+            let scale_shift = [tensor.part(len / 2..len), tensor.part(0..len / 2)].concat();
+            vec![Entry::runs(diffusers, shape, scale_shift, dtype)]
         }
-        Link::Swapped { original, diffusers } => {
-            let tensor = &tensors[&original];
-            let (shift, scale) = tensor.data.split_at(tensor.data.len() / 2);
-            vec![Entry::floats(diffusers, &tensor.shape, vec![scale, shift], dtype)]
-        }
-        Link::Split { original, diffusers } => {
-            let tensor = &tensors[&original];
-            let (shape, rows) = (third(&tensor.shape), tensor.data.chunks_exact(tensor.data.len() / 3));
-            diffusers.into_iter().zip(rows).map(|(name, rows)| Entry::floats(name, &shape, vec![rows], dtype)).collect()
-        }
-    }
-}
-
-fn imported(link: Link, weights: &Weights) -> Result<(String, Tensor)> {
-    match link {
-        Link::Same { original, diffusers } => Ok((original, weights.read(&diffusers)?)),
-        Link::Swapped { original, diffusers } => {
-            let mut tensor = weights.read(&diffusers)?;
-            let half = tensor.data.len() / 2;
-            tensor.data.rotate_left(half);
-            Ok((original, tensor))
-        }
-        Link::Split { original, diffusers: [q, k, v] } => {
-            let mut tensor = weights.read(&q)?;
-            tensor.shape[0] *= 3;
-            tensor.data.reserve_exact(2 * tensor.data.len());
-            tensor.data.extend(weights.read(&k)?.data);
-            tensor.data.extend(weights.read(&v)?.data);
-            Ok((original, tensor))
+        Link::Split { diffusers, .. } => {
+            let rows = |i: usize| tensor.part(i * (len / 3)..(i + 1) * (len / 3));
+            diffusers.into_iter().enumerate().map(|(i, name)| Entry::runs(name, &third(shape), rows(i), dtype)).collect()
         }
     }
 }
@@ -310,13 +352,10 @@ struct Config {
     qk_norm: Option<String>,
 }
 
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = std::fs::read_to_string(path).map_err(|source| Error::io("read", path, source))?;
-    serde_json::from_str(&text).map_err(|error| Error::file(path, format!("{error}: it is damaged or belongs to another kind of model")))
-}
-
 fn read_config(path: &Path) -> Result<ModelConfig> {
-    let config: Config = read_json(path)?;
+    let text = std::fs::read_to_string(path).map_err(|source| Error::io("read", path, source))?;
+    let config: Config = serde_json::from_str(&text)
+        .map_err(|error| Error::file(path, format!("{error}: it is damaged or belongs to another kind of model")))?;
     let fail = |cause: String| Err(Error::file(path, format!("{cause}: only the Stable Diffusion 3 family can be imported")));
     if config.class_name != CLASS {
         return fail(format!("describes a {}, not a {CLASS}", config.class_name));
@@ -353,21 +392,40 @@ fn read_config(path: &Path) -> Result<ModelConfig> {
 
 /// The weights of a folder: one file, or several with an index.
 struct Weights {
-    files: Vec<SafetensorsFile>,
+    files: Vec<Arc<SafetensorsFile>>,
     /// Which file holds a tensor.
     place: BTreeMap<String, usize>,
 }
 
-#[derive(Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
+/// Reads the index of a sharded folder, `*.safetensors.index.json`: which file holds each tensor.
+///
+/// # Errors
+/// When it is no such JSON, or names a file that is not beside it.
+pub fn parse_index(json: &[u8]) -> Result<BTreeMap<String, String>, String> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let Index { weight_map } =
+        serde_json::from_slice(json).map_err(|error| format!("{error}: it is damaged or belongs to another kind of model"))?;
+    let beside = |name: &str| !name.contains(['/', '\\', '\0']) && Path::new(name).file_name().is_some_and(|file| file == name);
+    match weight_map.values().find(|name| !beside(name)) {
+        Some(bad) => Err(format!("names the shard `{bad}`, which is not a file of its own folder")),
+        None => Ok(weight_map),
+    }
+}
+
+/// Reads and checks the index at `path`.
+pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
+    let json = std::fs::read(path).map_err(|source| Error::io("read", path, source))?;
+    parse_index(&json).map_err(|cause| Error::file(path, cause))
 }
 
 impl Weights {
     fn open(folder: &Path) -> Result<Self> {
         let (single, index) = (folder.join(WEIGHTS), folder.join(INDEX));
         if single.is_file() {
-            let file = SafetensorsFile::open(single)?;
+            let file = Arc::new(SafetensorsFile::open(single)?);
             let place = file.names().iter().map(|name| (name.clone(), 0)).collect();
             return Ok(Self { files: vec![file], place });
         }
@@ -381,15 +439,12 @@ impl Weights {
     }
 
     fn open_sharded(folder: &Path, index: &Path) -> Result<Self> {
-        let weight_map = read_json::<Index>(index)?.weight_map;
+        let weight_map = read_index(index)?;
         let mut shards: Vec<&String> = weight_map.values().collect();
         shards.sort_unstable();
         shards.dedup();
-        if let Some(bad) = shards.iter().find(|name| Path::new(name).file_name().is_none_or(|file| file != name.as_str())) {
-            return Err(Error::file(index, format!("names the shard `{bad}`, which is not a file of its own folder")));
-        }
         let paths: Vec<PathBuf> = shards.iter().map(|name| folder.join(name)).collect();
-        let files = paths.iter().map(SafetensorsFile::open).collect::<Result<Vec<_>>>()?;
+        let files = paths.iter().map(|path| SafetensorsFile::open(path).map(Arc::new)).collect::<Result<Vec<_>>>()?;
         let mut place = BTreeMap::new();
         for (number, file) in files.iter().enumerate() {
             for name in file.names() {
@@ -409,20 +464,37 @@ impl Weights {
         self.place.iter().map(|(name, file)| Ok((name.clone(), self.files[*file].shape(name)?.to_vec()))).collect()
     }
 
-    fn read(&self, name: &str) -> Result<Tensor> {
-        read_tensor(&self.files[self.place[name]], name)
+    /// Where the numbers of an original tensor are.
+    fn pieces(&self, link: &Link) -> Result<Vec<Piece>> {
+        let whole = |name: &str| {
+            let file = &self.files[self.place[name]];
+            Ok::<_, Error>((file, 0..file.shape(name)?.iter().product::<usize>()))
+        };
+        match link {
+            Link::Same { diffusers, .. } => whole(diffusers).map(|(file, all)| vec![Piece::of_file(file, diffusers, all, 1.0)]),
+            Link::Swapped { diffusers, .. } => {
+                let (file, all) = whole(diffusers)?;
+                let half = all.end / 2;
+                Ok([half..all.end, 0..half].map(|part| Piece::of_file(file, diffusers, part, 1.0)).into())
+            }
+            Link::Split { diffusers, .. } => {
+                let piece = |name: &String| whole(name).map(|(file, all)| Piece::of_file(file, name, all, 1.0));
+                diffusers.iter().map(piece).collect()
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::checkpoint::tests::example;
+    use crate::format::checkpoint::{read_tensor, tests::example};
+    use crate::format::stored::views;
 
     fn exported_folder(qk_norm: bool, dual: usize) -> (tempfile::TempDir, ModelConfig, Tensors) {
         let checkpoint = example(qk_norm, dual);
         let folder = tempfile::tempdir().unwrap();
-        export(&checkpoint.pipeline.model, &checkpoint.tensors, folder.path(), Dtype::F32).unwrap();
+        export(&checkpoint.pipeline.model, &views(&checkpoint.tensors), folder.path(), Dtype::F32, SHARD_BYTES).unwrap();
         (folder, checkpoint.pipeline.model, checkpoint.tensors)
     }
 
@@ -502,10 +574,42 @@ mod tests {
         assert!(error.contains("part-1.safetensors") && error.contains("does not place there"), "{error}");
         std::fs::remove_file(&right).unwrap();
         assert!(import(folder.path()).unwrap_err().to_string().contains("part-1.safetensors"));
-        std::fs::write(inner.join(INDEX), r#"{"weight_map":{"a":"../../secret"}}"#).unwrap();
-        assert!(import(folder.path()).unwrap_err().to_string().contains("not a file of its own folder"));
+        for outside in ["../../secret", "/etc/passwd", "..", "", "a/b", "a\\\\b"] {
+            std::fs::write(inner.join(INDEX), format!(r#"{{"weight_map":{{"a":"{outside}"}}}}"#)).unwrap();
+            assert!(import(folder.path()).unwrap_err().to_string().contains("not a file of its own folder"), "{outside}");
+        }
+        for bad in ["", "{", "[]", r#"{"weight_map":[]}"#, r#"{"weight_map":{"a":1}}"#] {
+            std::fs::write(inner.join(INDEX), bad).unwrap();
+            let error = import(folder.path()).unwrap_err().to_string();
+            assert!(error.contains("index.json") && error.contains("damaged") && !error.contains('\n'), "{error}");
+        }
         std::fs::remove_file(inner.join(INDEX)).unwrap();
         assert!(import(folder.path()).unwrap_err().to_string().contains("neither"));
+    }
+
+    #[test]
+    fn shards_are_written_and_read_and_replace_what_was_there() {
+        let (folder, model, tensors) = exported_folder(true, 1);
+        let inner = folder.path().join(FOLDER);
+        let files = || {
+            let mut names: Vec<_> = std::fs::read_dir(&inner).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(files(), [CONFIG, WEIGHTS]);
+        let bytes = std::fs::metadata(inner.join(WEIGHTS)).unwrap().len() as usize;
+        for dtype in [Dtype::F16, Dtype::BF16, Dtype::F32] {
+            export(&model, &views(&tensors), folder.path(), dtype, bytes / 3).unwrap();
+            assert!(import(folder.path()).unwrap() == (model.clone(), tensors.clone()), "{dtype:?}");
+            assert_eq!(files().len() > 4, dtype == Dtype::F32, "{:?}", files());
+        }
+        assert!(files().contains(&"diffusion_pytorch_model-00001-of-00004.safetensors".to_owned()), "{:?}", files());
+        let index: serde_json::Value = serde_json::from_slice(&std::fs::read(inner.join(INDEX)).unwrap()).unwrap();
+        assert_eq!(index["metadata"]["total_size"], 4 * tensors.values().map(|t| t.data.len()).sum::<usize>());
+        export(&model, &views(&tensors), folder.path(), Dtype::F32, 1).unwrap();
+        assert_eq!(files().len(), 2 + index["weight_map"].as_object().unwrap().len(), "a tensor a file");
+        export(&model, &views(&tensors), folder.path(), Dtype::F32, SHARD_BYTES).unwrap();
+        assert_eq!(files(), [CONFIG, WEIGHTS]);
     }
 
     #[test]
@@ -535,7 +639,7 @@ mod tests {
         let mut tensors = checkpoint.tensors.clone();
         tensors.remove("final_layer.linear.bias");
         let folder = tempfile::tempdir().unwrap();
-        let error = export(&checkpoint.pipeline.model, &tensors, folder.path(), Dtype::F32).unwrap_err().to_string();
+        let error = export(&checkpoint.pipeline.model, &views(&tensors), folder.path(), Dtype::F32, SHARD_BYTES).unwrap_err().to_string();
         assert!(error.contains("missing: final_layer.linear.bias"), "{error}");
     }
 }

@@ -1,15 +1,15 @@
-//! Networks from the single-file checkpoints in which Stable Diffusion 3 is published.
+//! Networks to and from the single-file checkpoints in which Stable Diffusion 3 is published.
 //!
-//! Such a file says nothing about its architecture: it is read off the tensors' names and shapes.
+//! Such a file says nothing about its architecture: it is read off the tensors' names and shapes. FP8 files may hold a factor
+//! for each weight (`scale_weight`), by which it is multiplied.
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
-use rayon::prelude::*;
-
-use super::checkpoint::read_tensor;
 use super::names::differences;
-use super::{SafetensorsFile, Tensors, parameter_shapes};
+use super::stored::Piece;
+use super::{Dtype, Entry, SafetensorsFile, StoredTensors, TensorViews, Tensors, parameter_shapes, prepare_safetensors, write_atomically};
 use crate::model::ModelConfig;
 use crate::{Error, Result};
 
@@ -17,18 +17,36 @@ use crate::{Error, Result};
 const PREFIX: &str = "model.diffusion_model.";
 /// Width of a head in every published model. Without QK norm nothing in the file tells it.
 const HEAD_DIM: usize = 64;
+/// What stands in the place of `weight` where there is a factor for it.
+const SCALE: &str = "scale_weight";
+/// What else files with such factors hold: a mark, and factors for activations, which drawing in full precision needs not.
+const IGNORED: [&str; 2] = ["scaled_fp8", "scale_input"];
 
-/// Reads an original single-file checkpoint, with the prefix `model.diffusion_model.` (other tensors are then ignored)
-/// or without. Without QK norm, heads are taken to be 64 wide, as in every published model.
+/// Reads an original single-file checkpoint into memory, as [`open`] finds it.
+///
+/// # Errors
+/// As [`open`].
+pub fn import(path: impl AsRef<Path>) -> Result<(ModelConfig, Tensors)> {
+    let (model, tensors) = open(path)?;
+    Ok((model, tensors.load()?))
+}
+
+/// Opens an original single-file checkpoint, with the prefix `model.diffusion_model.` (other tensors are then ignored) or
+/// without. Without QK norm, heads are taken to be 64 wide, as in every published model.
 ///
 /// # Errors
 /// When the file is damaged, is no MMDiT, or tensors are missing, left over or misshapen.
-pub fn import(path: impl AsRef<Path>) -> Result<(ModelConfig, Tensors)> {
-    let file = SafetensorsFile::open(path)?;
+pub fn open(path: impl AsRef<Path>) -> Result<(ModelConfig, StoredTensors)> {
+    let file = Arc::new(SafetensorsFile::open(path)?);
     let prefix = if file.names().iter().any(|name| name.starts_with(PREFIX)) { PREFIX } else { "" };
     let mut shapes = BTreeMap::new();
+    let mut scales = BTreeMap::new();
     for name in file.names() {
-        if let Some(short) = name.strip_prefix(prefix) {
+        let Some(short) = name.strip_prefix(prefix) else { continue };
+        let (layer, last) = short.rsplit_once('.').unwrap_or(("", short));
+        if last == SCALE {
+            scales.insert(format!("{layer}.weight"), factor(&file, name)?);
+        } else if !IGNORED.contains(&last) {
             shapes.insert(short.to_owned(), file.shape(name)?.to_vec());
         }
     }
@@ -37,9 +55,41 @@ pub fn import(path: impl AsRef<Path>) -> Result<(ModelConfig, Tensors)> {
     if !wrong.is_empty() {
         return Err(Error::file(file.path(), format!("does not hold the model that its first tensors announce: {wrong}")));
     }
-    let read = |name: String| Ok((name.clone(), read_tensor(&file, &format!("{prefix}{name}"))?));
-    let tensors = shapes.into_keys().collect::<Vec<_>>().into_par_iter().map(read).collect::<Result<_>>()?;
-    Ok((model, tensors))
+    let mut tensors = StoredTensors::default();
+    for (name, shape) in shapes {
+        let scale = scales.remove(&name).unwrap_or(1.0);
+        let piece = Piece::of_file(&file, &format!("{prefix}{name}"), 0..shape.iter().product(), scale);
+        tensors.place(name, shape, vec![piece]);
+    }
+    match scales.keys().next() {
+        Some(name) => Err(Error::file(file.path(), format!("holds a factor for `{name}`, which it does not hold"))),
+        None => Ok((model, tensors)),
+    }
+}
+
+fn factor(file: &SafetensorsFile, name: &str) -> Result<f32> {
+    match file.f32(name)?.as_slice() {
+        [factor] if factor.is_finite() => Ok(*factor),
+        other => Err(Error::file(file.path(), format!("holds {} numbers in `{name}`, where one factor is expected", other.len()))),
+    }
+}
+
+/// Writes an original single-file checkpoint of the network alone, below the prefix `model.diffusion_model.`; with FP8 as it is,
+/// without factors. The old file, if there was one, is replaced atomically.
+///
+/// # Errors
+/// When the tensors are not those of `model`, a value does not fit `dtype`, or the file cannot be written.
+pub fn export(model: &ModelConfig, tensors: &TensorViews<'_>, path: impl AsRef<Path>, dtype: Dtype) -> Result<()> {
+    let path = path.as_ref();
+    let shapes = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect();
+    let wrong = differences(&parameter_shapes(model), &shapes);
+    if !wrong.is_empty() {
+        return Err(Error::file(path, format!("is not written, the tensors do not fit the model: {wrong}")));
+    }
+    let entries = tensors.iter().map(|(name, tensor)| Entry::view(format!("{PREFIX}{name}"), tensor, dtype)).collect();
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    let prepared = prepare_safetensors(&metadata, entries).map_err(|error| Error::file(path, format!("is not written: {error}")))?;
+    write_atomically(path, |out| prepared.write(out))
 }
 
 /// Reads the architecture off the shapes.
@@ -85,8 +135,9 @@ fn detect(shapes: &BTreeMap<String, Vec<usize>>) -> Result<ModelConfig, String> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::Tensor;
     use crate::format::checkpoint::tests::example;
-    use crate::format::{Dtype, Entry, Tensor, prepare_safetensors, write_atomically};
+    use crate::format::stored::views;
 
     fn import_with(prefix: &str, tensors: &Tensors, others: &[&str]) -> Result<(ModelConfig, Tensors)> {
         let folder = tempfile::tempdir().unwrap();
@@ -130,5 +181,49 @@ mod tests {
         let mut distant = tensors;
         distant.insert("joint_blocks.99999999999999.x_block.w".into(), Tensor::zeros(&[1]));
         assert!(import_with("", &distant, &[]).unwrap_err().to_string().contains("numbers a block 99999999999999"));
+    }
+
+    #[test]
+    fn export_and_import_are_inverse() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sd3.safetensors");
+        for (qk_norm, dual) in [(false, 0), (true, 0), (true, 2)] {
+            let checkpoint = example(qk_norm, dual);
+            let model = &checkpoint.pipeline.model;
+            for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+                export(model, &views(&checkpoint.tensors), &path, dtype).unwrap();
+                assert!(import(&path).unwrap() == (model.clone(), checkpoint.tensors.clone()), "{dtype:?}");
+            }
+            // In FP8 once, and again from there to the same.
+            export(model, &views(&checkpoint.tensors), &path, Dtype::F8E4M3).unwrap();
+            let (found, coarse) = import(&path).unwrap();
+            assert!(&found == model && coarse != checkpoint.tensors);
+            let bytes = std::fs::read(&path).unwrap();
+            export(model, &views(&coarse), &path, Dtype::F8E4M3).unwrap();
+            assert!(std::fs::read(&path).unwrap() == bytes);
+        }
+        let mut tensors = example(false, 0).tensors;
+        tensors.get_mut("x_embedder.proj.weight").unwrap().data[3] = 500.0;
+        let error = export(&example(false, 0).pipeline.model, &views(&tensors), &path, Dtype::F8E4M3).unwrap_err().to_string();
+        assert!(error.contains("holds 500, beyond float8's largest value 448"), "{error}");
+        tensors.remove("pos_embed");
+        let error = export(&example(false, 0).pipeline.model, &views(&tensors), &path, Dtype::F32).unwrap_err().to_string();
+        assert!(error.contains("missing: pos_embed"), "{error}");
+    }
+
+    #[test]
+    fn weights_with_factors_are_multiplied() {
+        let tensors = example(true, 0).tensors;
+        let mut scaled = tensors.clone();
+        let name = "joint_blocks.0.x_block.attn.qkv";
+        scaled.get_mut(&format!("{name}.weight")).unwrap().data.iter_mut().for_each(|w| *w *= 4.0);
+        scaled.insert(format!("{name}.scale_weight"), Tensor { shape: vec![], data: vec![0.25] });
+        scaled.insert(format!("{name}.scale_input"), Tensor { shape: vec![], data: vec![1.0] });
+        scaled.insert("scaled_fp8".into(), Tensor::zeros(&[2]));
+        assert!(import_with(PREFIX, &scaled, &[]).unwrap().1 == tensors);
+        scaled.insert("none.scale_weight".into(), Tensor { shape: vec![1], data: vec![1.0] });
+        assert!(import_with("", &scaled, &[]).unwrap_err().to_string().contains("a factor for `none.weight`"));
+        scaled.insert("none.scale_weight".into(), Tensor::zeros(&[3]));
+        assert!(import_with("", &scaled, &[]).unwrap_err().to_string().contains("3 numbers in `none.scale_weight`"));
     }
 }

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
+use super::diffusers::read_index;
 use super::{SafetensorsFile, hex};
 use crate::{Error, Result};
 
@@ -32,11 +32,6 @@ pub struct Part {
     origin: PathBuf,
 }
 
-#[derive(Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
-}
-
 impl Part {
     /// Opens a part's folder, as diffusers and transformers write it.
     ///
@@ -51,13 +46,9 @@ impl Part {
         if single.is_file() {
             return Self::new(folder, vec![Arc::new(SafetensorsFile::open(single)?)], |name| Some(name.to_owned()));
         }
-        let index: Index = read_json(&folder.join(format!("{name}.index.json")))?;
-        let mut names: Vec<_> = index.weight_map.into_values().collect();
+        let mut names: Vec<_> = read_index(&folder.join(format!("{name}.index.json")))?.into_values().collect();
         names.sort_unstable();
         names.dedup();
-        if let Some(bad) = names.iter().find(|name| name.contains(['/', '\\']) || name.starts_with('.')) {
-            return Err(Error::file(folder, format!("names the shard `{bad}`, which is not a file beside its index")));
-        }
         let files = names.iter().map(|name| SafetensorsFile::open(folder.join(name)).map(Arc::new)).collect::<Result<_>>()?;
         Self::new(folder, files, |name| Some(name.to_owned()))
     }

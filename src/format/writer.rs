@@ -9,6 +9,8 @@ use std::io::{self, Write};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::values::{TensorView, Values};
+use crate::device::e4m3;
 use crate::{Error, Result};
 
 /// Floating-point type of the tensors in a file; in memory they are f32.
@@ -22,6 +24,9 @@ pub enum Dtype {
     F16,
     /// bfloat16: the range of f32, 8 bits of mantissa.
     BF16,
+    /// FP8 e4m3, up to 448, for weights with two axes and more; the rest is bfloat16. Half the size, for drawing only.
+    #[serde(rename = "f8_e4m3")]
+    F8E4M3,
 }
 
 impl Dtype {
@@ -30,6 +35,15 @@ impl Dtype {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,
+            Self::F8E4M3 => 1,
+        }
+    }
+
+    /// What a tensor of this name and shape is stored in.
+    pub(crate) fn for_tensor(self, name: &str, shape: &[usize]) -> Self {
+        match self {
+            Self::F8E4M3 if shape.len() < 2 || name.contains("pos_embed") && !name.contains("proj") => Self::BF16,
+            other => other,
         }
     }
 
@@ -38,6 +52,7 @@ impl Dtype {
             Self::F32 => "F32",
             Self::F16 => "F16",
             Self::BF16 => "BF16",
+            Self::F8E4M3 => "F8_E4M3",
         }
     }
 }
@@ -64,7 +79,7 @@ impl Tensor {
 /// What a tensor of a file is made from.
 pub(crate) enum Data<'a> {
     /// Floats, the concatenation of `parts`, converted to `dtype` while they are written.
-    Floats { parts: Vec<&'a [f32]>, dtype: Dtype },
+    Floats { parts: Vec<Values<'a>>, dtype: Dtype },
     /// Unsigned 32-bit integers.
     U32(&'a [u32]),
     /// Signed 64-bit integers.
@@ -80,7 +95,24 @@ pub(crate) struct Entry<'a> {
 
 impl<'a> Entry<'a> {
     pub fn floats(name: impl Into<String>, shape: &[usize], parts: Vec<&'a [f32]>, dtype: Dtype) -> Self {
-        Self { name: name.into(), shape: shape.to_vec(), data: Data::Floats { parts, dtype } }
+        Self::runs(name, shape, parts.into_iter().map(Values::Memory).collect(), dtype)
+    }
+
+    /// A tensor made of `parts`, one after the other.
+    pub fn runs(name: impl Into<String>, shape: &[usize], parts: Vec<Values<'a>>, dtype: Dtype) -> Self {
+        let name = name.into();
+        let dtype = dtype.for_tensor(&name, shape);
+        Self { name, shape: shape.to_vec(), data: Data::Floats { parts, dtype } }
+    }
+
+    /// A tensor as it is.
+    pub fn view(name: impl Into<String>, tensor: &TensorView<'a>, dtype: Dtype) -> Self {
+        Self::runs(name, tensor.shape(), tensor.runs.clone(), dtype)
+    }
+
+    /// Bytes it takes in a file.
+    pub fn bytes(&self) -> usize {
+        self.len() * self.element().1
     }
 
     fn element(&self) -> (&'static str, usize) {
@@ -110,22 +142,65 @@ impl<'a> Entry<'a> {
                 self.shape
             )));
         }
-        let Data::Floats { parts, dtype: Dtype::F16 } = &self.data else { return Ok(()) };
-        let too_large = |value: &f32| value.is_finite() && half::f16::from_f32(*value).is_infinite();
-        match parts.iter().copied().flatten().find(|value| too_large(value)) {
-            Some(value) => Err(Error::Usage(format!(
-                "tensor `{}` holds {value}, beyond float16's largest value 65504: save it as bf16 or f32",
-                self.name
-            ))),
-            None => Ok(()),
-        }
+        let Data::Floats { parts, dtype } = &self.data else { return Ok(()) };
+        let largest = match dtype {
+            Dtype::F16 => 65504.0,
+            Dtype::F8E4M3 => e4m3::LARGEST,
+            Dtype::F32 | Dtype::BF16 => return Ok(()),
+        };
+        let fits = |value: f32| match dtype {
+            Dtype::F16 => half::f16::from_f32(value).is_finite() || !value.is_finite(),
+            _ => value.abs() <= largest || value.is_nan(),
+        };
+        let mut buffer = Vec::new();
+        parts.iter().try_for_each(|part| {
+            part.for_each_chunk(&mut buffer, |values| match values.iter().find(|value| !fits(**value)) {
+                Some(value) => Err(Error::Usage(format!(
+                    "tensor `{}` holds {value}, beyond {}'s largest value {largest}: save it as bf16 or f32",
+                    self.name,
+                    if *dtype == Dtype::F16 { "float16" } else { "float8" }
+                ))),
+                None => Ok(()),
+            })
+        })
     }
 
     fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         match &self.data {
-            Data::Floats { parts, dtype } => parts.iter().try_for_each(|part| write_floats(out, part, *dtype)),
+            Data::Floats { parts, dtype } => {
+                let mut buffer = Vec::new();
+                let write = |part: &Values<'_>| part.for_each_chunk(&mut buffer, |values| Ok(write_floats(out, values, *dtype)?));
+                parts.iter().try_for_each(write).map_err(Unwritten::into_io)
+            }
             Data::U32(values) => values.iter().try_for_each(|value| out.write_all(&value.to_le_bytes())),
             Data::I64(values) => values.iter().try_for_each(|value| out.write_all(&value.to_le_bytes())),
+        }
+    }
+}
+
+/// What ended the writing: the disk, or the file that is read.
+enum Unwritten {
+    Disk(io::Error),
+    Source(Error),
+}
+
+impl From<io::Error> for Unwritten {
+    fn from(error: io::Error) -> Self {
+        Self::Disk(error)
+    }
+}
+
+impl From<Error> for Unwritten {
+    fn from(error: Error) -> Self {
+        Self::Source(error)
+    }
+}
+
+impl Unwritten {
+    fn into_io(self) -> io::Error {
+        match self {
+            Self::Disk(error) => error,
+            Self::Source(error) => io::Error::other(error.to_string()),
         }
     }
 }
@@ -139,6 +214,7 @@ fn write_floats(out: &mut dyn Write, values: &[f32], dtype: Dtype) -> io::Result
             Dtype::F32 => bytes.extend(chunk.iter().flat_map(|v| v.to_le_bytes())),
             Dtype::F16 => bytes.extend(chunk.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes())),
             Dtype::BF16 => bytes.extend(chunk.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes())),
+            Dtype::F8E4M3 => bytes.extend(chunk.iter().map(|v| e4m3::encode(*v))),
         }
         out.write_all(&bytes)?;
     }
@@ -170,8 +246,8 @@ pub(crate) fn prepare_safetensors<'a>(metadata: &BTreeMap<String, String>, mut e
     let mut offset = 0;
     for entry in &entries {
         entry.check()?;
-        let (dtype, size) = entry.element();
-        let end = offset + entry.len() * size;
+        let (dtype, _) = entry.element();
+        let end = offset + entry.bytes();
         header.insert(entry.name.clone(), json!({ "dtype": dtype, "shape": entry.shape, "data_offsets": [offset, end] }));
         offset = end;
     }

@@ -7,7 +7,7 @@ use crate::device::{Backend, DeviceError, HINGE_STATS, HingeStat, StepValues, St
 use crate::flow::philox::{fill_normals, stream};
 use crate::ladd::{Batch, HostBatch, LaddConfig, LaddStep, Phase, TeacherPrecision, Update};
 use crate::model::{Fp8Weights, Heads, HeadsShape, Mmdit, Shape};
-use crate::train::{Checkpointing, HeadStats, Network, OptimConfig, StepRecord};
+use crate::train::{Checkpointed, Checkpointing, HeadStats, Network, OptimConfig, StepRecord};
 use crate::{Error, Result};
 
 /// Everything a distillation needs besides the models.
@@ -44,8 +44,10 @@ pub struct Distiller<B: Backend> {
     /// The heads.
     pub heads: Network<B>,
     taps: Vec<usize>,
-    /// One plan per shape of micro-batch, with its buffers.
+    /// One plan per shape of micro-batch, with its buffers: all of them, or as many as the device's memory holds.
     plans: HashMap<Shape, Planned<B>>,
+    /// Plans that gave way to another.
+    evictions: u64,
     last_shape: Option<Shape>,
     /// Steps done.
     done: u32,
@@ -57,6 +59,8 @@ struct Planned<B: Backend> {
     batches: Vec<(Batch<B>, B::Step)>,
     /// The whole step by its number of micro-batches, for devices that replay.
     recordings: HashMap<usize, B::Recording>,
+    /// The step that used it last.
+    used: u32,
 }
 
 /// One micro-batch from the host, with its latent size.
@@ -113,6 +117,7 @@ impl<B: Backend> Distiller<B> {
             teacher_fp8,
             taps,
             plans: HashMap::new(),
+            evictions: 0,
             last_shape: None,
             done: 0,
         })
@@ -168,6 +173,7 @@ impl<B: Backend> Distiller<B> {
         }
         self.plan(b, shape, micro_batches.len())?;
         let Some(planned) = self.plans.get_mut(&shape) else { return Ok(()) };
+        planned.used = self.done;
         let total = self.settings.total_steps;
         let lr = [self.settings.student.lr_at(self.done, total) as f32, self.settings.heads.lr_at(self.done, total) as f32];
         for (i, (micro, (batch, step))) in micro_batches.iter().zip(&mut planned.batches).enumerate() {
@@ -175,7 +181,7 @@ impl<B: Backend> Distiller<B> {
             b.upload_step(&StepValues { seed: self.settings.seed, step: self.done, first_sample, lr }, step);
             planned.step.upload(b, &micro.values, batch);
         }
-        let Planned { step: plan, batches, recordings } = planned;
+        let Planned { step: plan, batches, recordings, .. } = planned;
         let batches = &batches[..micro_batches.len()];
         let recording = recordings.entry(batches.len()).or_default();
         let share = 1.0 / batches.len() as f32;
@@ -211,20 +217,62 @@ impl<B: Backend> Distiller<B> {
         Ok(())
     }
 
+    /// Plans shapes before they are needed, so that a lack of memory shows before the first step. Where the memory does not hold
+    /// all plans together, the one that was used longest ago gives way to another, and is made anew when its shape comes again.
+    ///
+    /// # Errors
+    /// When a shape does not fit the models, or the device's memory is exhausted by it alone.
+    pub fn prepare(&mut self, b: &B, shapes: &[Shape], micro_batches: usize) -> Result<()> {
+        shapes.iter().try_for_each(|shape| self.plan(b, *shape, micro_batches))
+    }
+
+    /// Shapes whose plans are kept at the moment, and how often one gave way to another.
+    pub fn planned(&self) -> (usize, u64) {
+        (self.plans.len(), self.evictions)
+    }
+
     fn plan(&mut self, b: &B, shape: Shape, micro_batches: usize) -> Result<()> {
-        if !self.plans.contains_key(&shape) {
-            let models = (&self.student_model, &self.teacher_model, &self.heads_model);
-            let fp8 = self.teacher_fp8.as_ref();
-            let plan = |checkpointed| LaddStep::new(b, &self.settings.ladd, models.0, models.1, fp8, models.2, shape, checkpointed);
-            let step = self.settings.activation_checkpointing.plan(plan)?;
-            self.plans.insert(shape, Planned { step, batches: Vec::new(), recordings: HashMap::new() });
+        if self.plans.get(&shape).is_some_and(|planned| planned.batches.len() >= micro_batches) {
+            return Ok(());
         }
-        if let Some(planned) = self.plans.get_mut(&shape) {
-            while planned.batches.len() < micro_batches {
-                planned.batches.push((planned.step.alloc_batch(b)?, b.alloc_step()?));
+        if self.plans.contains_key(&shape) {
+            b.synchronize()?;
+            self.plans.remove(&shape);
+        }
+        let checkpointing = self.settings.activation_checkpointing;
+        // Giving up another plan costs less than computing activations twice.
+        let planned = checkpointing.plan(|checkpointed| {
+            loop {
+                match self.new_plan(b, shape, micro_batches, checkpointed) {
+                    Err(Error::Device(DeviceError::OutOfMemory { .. })) if self.evict(b)? => {}
+                    planned => return planned,
+                }
             }
-        }
+        })?;
+        self.plans.insert(shape, planned);
         Ok(())
+    }
+
+    fn new_plan(&self, b: &B, shape: Shape, micro_batches: usize, checkpointed: Checkpointed) -> Result<Planned<B>> {
+        let models = (&self.student_model, &self.teacher_model, &self.heads_model);
+        let fp8 = self.teacher_fp8.as_ref();
+        let step = LaddStep::new(b, &self.settings.ladd, models.0, models.1, fp8, models.2, shape, checkpointed)?;
+        let batches = (0..micro_batches).map(|_| Ok((step.alloc_batch(b)?, b.alloc_step()?))).collect::<Result<_>>()?;
+        Ok(Planned { step, batches, recordings: HashMap::new(), used: self.done })
+    }
+
+    /// Gives back the memory of the plan that was used longest ago; false where there is none.
+    fn evict(&mut self, b: &B) -> Result<bool> {
+        let order = |shape: &Shape| (shape.height, shape.width, shape.batch, shape.text);
+        let oldest = self.plans.iter().min_by_key(|(shape, planned)| (planned.used, order(shape))).map(|(shape, _)| *shape);
+        let Some(oldest) = oldest else { return Ok(false) };
+        b.synchronize()?; // its last step may still be running
+        self.plans.remove(&oldest);
+        self.evictions += 1;
+        if self.evictions == 1 {
+            tracing::info!("the latents' shapes take turns in the device's memory, which does not hold the buffers of all");
+        }
+        Ok(true)
     }
 
     /// The plan of the last step, with its times, predictions and logits.

@@ -41,11 +41,7 @@ impl<B: Backend> Network<B> {
     /// When the device's memory is exhausted.
     pub fn new(b: &B, weights: &[f32], optim: &OptimConfig, lr_index: usize, ema_decay: f64) -> Result<Self, DeviceError> {
         let mut network = Self::zeroed(b, weights.len(), optim, lr_index, ema_decay)?;
-        b.upload_data(weights, network.params.all_mut());
-        b.upload_stat(weights, network.master.all_mut());
-        if let Some(ema) = &mut network.ema {
-            b.upload_stat(weights, ema.all_mut());
-        }
+        network.set(b, 0, weights);
         Ok(network)
     }
 
@@ -75,6 +71,16 @@ impl<B: Backend> Network<B> {
                 ema_decay,
             },
         })
+    }
+
+    /// Sets the weights from element `at` of the arena on: parameters, master weights and average.
+    pub fn set(&mut self, b: &B, at: usize, values: &[f32]) {
+        let place = at..at + values.len();
+        b.upload_data(values, self.params.part_mut(place.clone()));
+        b.upload_stat(values, self.master.part_mut(place.clone()));
+        if let Some(ema) = &mut self.ema {
+            b.upload_stat(values, ema.part_mut(place));
+        }
     }
 
     /// Starts the training of adapters of a network that lies as `arena` says and whose weights are `weights`.

@@ -6,5 +6,6 @@ mod fp8;
 mod heads;
 mod resume;
 mod samplers;
+mod shapes;
 pub mod stage;
 mod steps;

@@ -1,10 +1,12 @@
 //! Integration tests: one binary, generic over the backend, so that every device runs the same cases.
 
 mod abi;
+mod aspects;
 mod branches;
 #[cfg(feature = "cuda")]
 mod built;
 mod catalogue;
+mod checkpoints;
 mod cli;
 mod cuda;
 mod determinism;

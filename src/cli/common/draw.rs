@@ -2,6 +2,8 @@
 
 use image::{Rgb, RgbImage};
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::PathBuf;
 
 use super::{Encoders, Outcome, interrupt};
@@ -70,8 +72,8 @@ pub struct Painter<'a, B: Backend> {
     tokens: usize,
     batch: usize,
     negative: (Vec<f32>, Vec<f32>),
-    unguided: Option<Sampler<B>>,
-    guided: Option<Sampler<B>>,
+    /// Plans by latent shape, batch, and whether they are guided.
+    samplers: HashMap<([usize; 3], usize, bool), Sampler<B>>,
 }
 
 /// What to draw: prompt `which[i]` with the noise of sample `first + i` of `seed`.
@@ -95,7 +97,12 @@ impl<'a, B: Backend> Painter<'a, B> {
         let (mut context, mut pooled) = (Vec::new(), Vec::new());
         encoders.prompts(&[negative.to_owned()])?.gather(std::iter::once(0), &mut context, &mut pooled)?;
         let negative = (context, pooled);
-        Ok(Self { b, model, encoders, latent, tokens: encoders.tokens()?, batch, negative, unguided: None, guided: None })
+        Ok(Self { b, model, encoders, latent, tokens: encoders.tokens()?, batch, negative, samplers: HashMap::new() })
+    }
+
+    /// Draws latents of another shape `[C, H, W]`, up to `batch` at once, from now on; returns what it drew before.
+    pub fn change(&mut self, (latent, batch): ([usize; 3], usize)) -> ([usize; 3], usize) {
+        (std::mem::replace(&mut self.latent, latent), std::mem::replace(&mut self.batch, batch))
     }
 
     /// Latents `[n, C, H, W]`. `drawn` hears how many are done.
@@ -103,10 +110,9 @@ impl<'a, B: Backend> Painter<'a, B> {
         let guided = order.settings.guidance != 1.0;
         let [_, height, width] = self.latent;
         let shape = Shape { batch: self.batch, height, width, text: self.tokens };
-        let slot = if guided { &mut self.guided } else { &mut self.unguided };
-        let sampler = match slot {
-            Some(sampler) => sampler,
-            None => slot.insert(Sampler::new(self.b, &self.model, shape, guided)?),
+        let sampler = match self.samplers.entry((self.latent, self.batch, guided)) {
+            Entry::Occupied(planned) => planned.into_mut(),
+            Entry::Vacant(place) => place.insert(Sampler::new(self.b, &self.model, shape, guided)?),
         };
         let negative = TextBatch { context: &self.negative.0, pooled: &self.negative.1 };
         let mut latents = Vec::with_capacity(order.which.len() * self.latent.iter().product::<usize>());

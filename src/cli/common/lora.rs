@@ -1,12 +1,13 @@
 //! Adapters on the command line: `--lora PATH --lora-scale X`, any number of them, added to a network before it is used.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use super::{Loaded, output};
-use crate::format::Role;
-use crate::lora::{Lora, LoraFile, merge};
+use crate::format::{Role, Tensors};
+use crate::lora::{Lora, LoraFile, merge, targets};
 use crate::{Error, Result};
 
 /// Adapters to add to a network.
@@ -60,11 +61,21 @@ pub fn read(loaded: &Loaded, path: &Path) -> Result<Lora> {
     file.read(&loaded.pipeline().model)
 }
 
+/// Adds adapters to a network's weights. Only the matrices that they change come into memory.
+pub fn merge_into(loaded: &mut Loaded, lora: &Lora, strength: f32) -> Result<()> {
+    let changed = targets(&loaded.pipeline.model).into_iter().filter(|target| lora.adapters.contains_key(&target.module));
+    let names: BTreeSet<String> = changed.map(|target| target.tensor).collect();
+    let mut tensors = names.into_iter().map(|name| Ok((name.clone(), loaded.tensors.read(&name)?))).collect::<Result<Tensors>>()?;
+    merge(&loaded.pipeline.model, &mut tensors, lora, strength)?;
+    tensors.into_iter().for_each(|(name, tensor)| loaded.tensors.replace(name, tensor));
+    Ok(())
+}
+
 /// Adds the adapters of `path` to a network, and to its notes.
 pub fn add(loaded: &mut Loaded, path: &Path, strength: f32) -> Result<()> {
     let lora = read(loaded, path)?;
-    let pipeline = &mut loaded.checkpoint.pipeline;
-    merge(&pipeline.model, &mut loaded.checkpoint.tensors, &lora, strength)?;
+    merge_into(loaded, &lora, strength)?;
+    let pipeline = &mut loaded.pipeline;
     if lora.role == Some(Role::Student) && strength > 0.0 {
         pipeline.role = Role::Student;
     }

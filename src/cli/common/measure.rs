@@ -23,6 +23,8 @@ pub struct Bench {
     prompts: Prompts,
     samples: usize,
     seed: u64,
+    /// Latent shapes of the columns, in turn; one or none means the painter's.
+    shapes: Vec<[usize; 3]>,
 }
 
 impl Bench {
@@ -38,7 +40,19 @@ impl Bench {
         let demo = image == evaluator.image_shape() && (names.is_empty() || names.iter().all(|n| classes.contains(n)));
         let names = if demo { &classes[..] } else { &names[..names.len().min(COLUMNS)] };
         let prompts = encoders.prompts(names)?;
-        Ok(Some(Self { evaluator: demo.then_some(evaluator), prompts, samples: config.samples, seed: seed.wrapping_add(SEED_OFFSET) >> 1 }))
+        Ok(Some(Self {
+            evaluator: demo.then_some(evaluator),
+            prompts,
+            samples: config.samples,
+            seed: seed.wrapping_add(SEED_OFFSET) >> 1,
+            shapes: Vec::new(),
+        }))
+    }
+
+    /// With the columns of a row in several latent shapes, in turn.
+    #[must_use]
+    pub fn with_shapes(self, shapes: Vec<[usize; 3]>) -> Self {
+        Self { shapes, ..self }
     }
 
     /// Whether quality can be measured: for the demo's images and prompts only.
@@ -54,7 +68,18 @@ impl Bench {
     /// One row of pictures.
     pub fn row<B: Backend>(&self, painter: &mut Painter<'_, B>, params: &B::Data, settings: &SampleSettings, note: String) -> Outcome<Row> {
         let which: Vec<usize> = (0..self.prompts.names.len().min(COLUMNS)).collect();
-        let images = painter.pictures(params, &self.order(settings, &which))?;
+        if self.shapes.len() < 2 {
+            let images = painter.pictures(params, &self.order(settings, &which))?;
+            return Ok(Row { label: label(settings), note, images });
+        }
+        let mut images = Vec::new();
+        for (column, shape) in which.iter().zip(self.shapes.iter().cycle()) {
+            let usual = painter.change((*shape, 1));
+            let order = Order { first: *column as u32, ..self.order(settings, std::slice::from_ref(column)) };
+            let drawn = painter.pictures(params, &order);
+            painter.change(usual);
+            images.extend(drawn?);
+        }
         Ok(Row { label: label(settings), note, images })
     }
 

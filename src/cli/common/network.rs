@@ -1,13 +1,19 @@
 //! Reading networks by the names a user gives them, and writing results.
+//!
+//! A network stays in its mapped files until its weights are asked for, as one arena or straight onto the device.
 
 use std::path::{Path, PathBuf};
 
 use crate::device::{Backend, Storage};
 use crate::flow::Spacing;
-use crate::format::{Checkpoint, Dtype, Pipeline, Role, SafetensorsFile, Tensor, Tensors, diffusers, original};
-use crate::model::mmdit::POS_EMBED;
+use crate::format::{
+    Dtype, NetworkFile, Pipeline, Role, SafetensorsFile, StoredTensors, TensorView, TensorViews, Tensors, diffusers, original,
+    save as save_native,
+};
+use crate::model::mmdit::{MmditLayout, POS_EMBED};
 use crate::model::{Mmdit, ModelConfig};
 use crate::text::TextConfig;
+use crate::train::{Network, OptimConfig};
 use crate::vae::CodecConfig;
 use crate::{Error, Result};
 
@@ -17,49 +23,51 @@ const USUAL_SIDE: usize = 128;
 /// Pixels of a latent position of the published autoencoder.
 const DOWNSCALE: usize = 8;
 
-/// A network in the host's memory.
+/// A network, opened.
 #[derive(Debug)]
 pub struct Loaded {
     /// What the user called it.
     pub name: String,
-    /// Weights and settings.
-    pub checkpoint: Checkpoint,
+    /// Its settings.
+    pub pipeline: Pipeline,
+    /// Its tensors, all that the settings ask for.
+    pub tensors: StoredTensors,
 }
 
-/// Reads a network: `builtin`, a file of this project or of Stable Diffusion 3, a diffusers folder, a run folder (its result).
+/// Opens a network: `builtin`, a file of this project or of Stable Diffusion 3, a diffusers folder, a run folder (its result).
 ///
 /// # Errors
-/// When there is no such network or the file is damaged.
+/// When there is no such network, the file is damaged, or tensors are missing, left over or misshapen.
 pub fn load(name: &str) -> Result<Loaded> {
-    let checkpoint = match name {
+    let NetworkFile { pipeline, tensors } = match name {
         "" => return Err(Error::Usage("no teacher is named: give its checkpoint with --teacher FILE or set teacher.checkpoint".into())),
         "builtin" => builtin()?,
         path => read(Path::new(path))?,
     };
-    Ok(Loaded { name: name.to_owned(), checkpoint })
+    Ok(Loaded { name: name.to_owned(), pipeline, tensors })
 }
 
 /// The demo's teacher, which is part of the program. `docs/teacher` holds the settings and metrics of its training.
-fn builtin() -> Result<Checkpoint> {
+fn builtin() -> Result<NetworkFile> {
     static TEACHER: &[u8] = include_bytes!("../../data/demo/teacher.safetensors");
-    Checkpoint::from_bytes("the built-in teacher", TEACHER)
+    NetworkFile::from_bytes("the built-in teacher", TEACHER)
 }
 
-fn read(path: &Path) -> Result<Checkpoint> {
+fn read(path: &Path) -> Result<NetworkFile> {
     if !path.is_dir() {
         return match SafetensorsFile::open(path)?.metadata().contains_key("ladd_fast") {
-            true => Checkpoint::load(path),
-            false => imported(original::import(path)?, DOWNSCALE),
+            true => NetworkFile::open(path),
+            false => imported(original::open(path)?, DOWNSCALE),
         };
     }
     let results = ["student/student.safetensors", "teacher/teacher.safetensors", "student.safetensors", "teacher.safetensors"];
     if let Some(file) = results.iter().map(|name| path.join(name)).find(|file| file.is_file()) {
-        return Checkpoint::load(file);
+        return NetworkFile::open(file);
     }
     if path.join("config.toml").is_file() {
         return Err(Error::file(path, "this run has no result yet: finish it with `ladd-fast distill --run FOLDER --resume`"));
     }
-    imported(diffusers::import(path)?, downscale(path)?)
+    imported(diffusers::open(path)?, downscale(path)?)
 }
 
 /// Pixels of a latent position of a pipeline's autoencoder, each level but one of which halves the resolution.
@@ -82,36 +90,61 @@ fn downscale(pipeline: &Path) -> Result<usize> {
 }
 
 /// The settings of a network of the Stable Diffusion 3 family that another program wrote.
-fn imported((model, tensors): (ModelConfig, Tensors), downscale: usize) -> Result<Checkpoint> {
+fn imported((model, tensors): (ModelConfig, StoredTensors), downscale: usize) -> Result<NetworkFile> {
     let codec = CodecConfig::External { channels: model.in_channels, downscale };
     let text = TextConfig::External { context_dim: model.context_dim, pooled_dim: model.pooled_dim };
     let pipeline = Pipeline { model, codec, text, shift: 3.0, spacing: Spacing::Linspace, role: Role::Teacher, notes: Default::default() };
     pipeline.validate()?;
-    Ok(Checkpoint { pipeline, tensors })
+    Ok(NetworkFile { pipeline, tensors })
 }
 
 impl Loaded {
     /// Its settings.
     pub fn pipeline(&self) -> &Pipeline {
-        &self.checkpoint.pipeline
+        &self.pipeline
+    }
+
+    /// SHA-256 of the network, see [`StoredTensors::fingerprint`].
+    pub fn fingerprint(&self) -> Result<String> {
+        self.tensors.fingerprint(&self.pipeline.model)
     }
 
     /// The network without weights, on a device.
     pub fn model<B: Backend>(&self, b: &B) -> Result<Mmdit<B>> {
-        let grid = self.checkpoint.tensors.get(POS_EMBED);
-        let grid = grid.ok_or_else(|| Error::Usage(format!("{}: the tensor `{POS_EMBED}` is missing", self.name)))?;
-        Mmdit::new(b, self.pipeline().model.clone(), &grid.data)
+        Mmdit::new(b, self.pipeline.model.clone(), &self.tensors.read(POS_EMBED)?.data)
     }
 
-    /// The weights as one arena.
-    pub fn weights<B: Backend>(&self, model: &Mmdit<B>) -> Result<Vec<f32>> {
-        let find = |name: &str| self.checkpoint.tensors.get(name).map(|t| (t.shape.as_slice(), t.data.as_slice()));
-        model.layout().arena.gather(find).map_err(|e| Error::Usage(format!("{}: {e}", self.name)))
+    /// The weights on the device, where they go a few megabytes at a time.
+    pub fn params<B: Backend>(&self, b: &B) -> Result<B::Data> {
+        let layout = MmditLayout::new(&self.pipeline.model).arena;
+        let mut params = b.alloc_data(layout.len())?;
+        self.tensors.stream(&layout, |at, values| {
+            b.upload_data(values, params.part_mut(at..at + values.len()));
+            Ok(())
+        })?;
+        Ok(params)
+    }
+
+    /// A network in training that begins as this one: weights, master weights and average, with a fresh optimiser.
+    pub fn trained<B: Backend>(&self, b: &B, optim: &OptimConfig, lr_index: usize, ema_decay: f64) -> Result<Network<B>> {
+        let layout = MmditLayout::new(&self.pipeline.model).arena;
+        let mut network = Network::zeroed(b, layout.len(), optim, lr_index, ema_decay)?;
+        self.tensors.stream(&layout, |at, values| {
+            network.set(b, at, values);
+            Ok(())
+        })?;
+        Ok(network)
+    }
+
+    /// Writes it again as [`Finished::save`] does.
+    pub fn save(&self, folder: &Path, name: &str, dtype: Dtype) -> Result<PathBuf> {
+        save_both(&self.pipeline, &self.tensors.views(), folder, name, dtype)
     }
 
     /// Number of weights, the positional grid left out.
     pub fn parameters(&self) -> usize {
-        self.checkpoint.tensors.iter().filter(|(name, _)| *name != POS_EMBED).map(|(_, t)| t.data.len()).sum()
+        let model = &self.pipeline.model;
+        self.tensors.elements() - model.pos_embed_max * model.pos_embed_max * model.hidden()
     }
 }
 
@@ -122,26 +155,64 @@ pub fn upload<B: Backend>(b: &B, weights: &[f32]) -> Result<B::Data> {
     Ok(buffer)
 }
 
-/// A checkpoint from an arena of weights.
-pub fn checkpoint<B: Backend>(b: &B, model: &Mmdit<B>, weights: &[f32], pipeline: Pipeline) -> Result<Checkpoint> {
-    let arena = &model.layout().arena;
-    let mut tensors: Tensors = arena
-        .scatter(weights)
-        .map(|(entry, data)| (entry.name.clone(), Tensor { shape: entry.shape.clone(), data: data.to_vec() }))
-        .collect();
-    let (config, grid) = (model.config(), model.pos_embed(b)?);
-    let shape = vec![1, config.pos_embed_max * config.pos_embed_max, config.hidden()];
-    tensors.insert(POS_EMBED.to_owned(), Tensor { shape, data: grid });
-    Ok(Checkpoint { pipeline, tensors })
+/// A network whose weights are an arena of the host, to be saved.
+#[derive(Debug)]
+pub struct Finished<'a> {
+    pipeline: Pipeline,
+    layout: &'a MmditLayout,
+    weights: &'a [f32],
+    grid: Vec<f32>,
 }
 
-/// Writes `FOLDER/NAME.safetensors` and, for diffusers and ComfyUI, `FOLDER/transformer/`.
-pub fn save(checkpoint: &Checkpoint, folder: &Path, name: &str, dtype: Dtype) -> Result<PathBuf> {
+impl<'a> Finished<'a> {
+    /// The network `model` with the host arena `weights`.
+    pub fn new<B: Backend>(b: &B, model: &'a Mmdit<B>, weights: &'a [f32], pipeline: Pipeline) -> Result<Self> {
+        Ok(Self { pipeline, layout: model.layout(), weights, grid: model.pos_embed(b)? })
+    }
+
+    fn views(&self) -> TensorViews<'_> {
+        let tensors = self.layout.arena.scatter(self.weights).map(|(e, data)| (e.name.clone(), TensorView::new(&e.shape, data)));
+        let side = self.pipeline.model.pos_embed_max;
+        let grid = TensorView::new(&[1, side * side, self.pipeline.model.hidden()], &self.grid);
+        tensors.chain([(POS_EMBED.to_owned(), grid)]).collect()
+    }
+
+    /// The same as if it had been saved and opened again, in memory.
+    pub fn loaded(&self, name: &str) -> Result<Loaded> {
+        let tensors = self.views().into_iter().map(|(name, view)| Ok((name, view.read()?))).collect::<Result<Tensors>>()?;
+        Ok(Loaded { name: name.to_owned(), pipeline: self.pipeline.clone(), tensors: tensors.into() })
+    }
+
+    /// Writes one file of this project.
+    pub fn save_file(&self, file: &Path, dtype: Dtype) -> Result<()> {
+        save_native(&self.pipeline, &self.views(), file, dtype)
+    }
+
+    /// Writes `FOLDER/NAME.safetensors` and, for diffusers and ComfyUI, `FOLDER/transformer/`.
+    pub fn save(&self, folder: &Path, name: &str, dtype: Dtype) -> Result<PathBuf> {
+        save_both(&self.pipeline, &self.views(), folder, name, dtype)
+    }
+
+    /// Its settings.
+    pub fn pipeline(&self) -> &Pipeline {
+        &self.pipeline
+    }
+}
+
+fn save_both(pipeline: &Pipeline, tensors: &TensorViews<'_>, folder: &Path, name: &str, dtype: Dtype) -> Result<PathBuf> {
     std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
     let file = folder.join(format!("{name}.safetensors"));
-    checkpoint.save(&file, dtype)?;
-    diffusers::export(&checkpoint.pipeline.model, &checkpoint.tensors, folder, dtype)?;
+    save_native(pipeline, tensors, &file, dtype)?;
+    diffusers::export(&pipeline.model, tensors, folder, dtype, diffusers::SHARD_BYTES)?;
     Ok(file)
+}
+
+/// Pixels of a latent position, along each axis.
+pub fn pixels_of_latent(pipeline: &Pipeline) -> usize {
+    match &pipeline.codec {
+        CodecConfig::Dct { block, .. } => *block,
+        CodecConfig::External { downscale, .. } => *downscale,
+    }
 }
 
 /// Latent `[C, H, W]` of an image of `height` x `width` pixels; 0 means the size the network was trained for.
@@ -150,10 +221,7 @@ pub fn save(checkpoint: &Checkpoint, folder: &Path, name: &str, dtype: Dtype) ->
 /// When the size cannot be cut into patches or exceeds the positional grid.
 pub fn latent_shape(pipeline: &Pipeline, height: usize, width: usize) -> Result<[usize; 3]> {
     let model = &pipeline.model;
-    let factor = match &pipeline.codec {
-        CodecConfig::Dct { block, .. } => *block,
-        CodecConfig::External { downscale, .. } => *downscale,
-    };
+    let factor = pixels_of_latent(pipeline);
     let usual = (model.pos_embed_max * model.patch).min(USUAL_SIDE);
     let side = |pixels: usize| match pixels {
         0 => Ok(usual),

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use crate::Result;
 use crate::cli::common::{Loaded, lora};
 use crate::config::Config;
-use crate::format::{Checkpoint, Dtype};
-use crate::lora::{Layout, Lora, merge, select};
+use crate::format::{Dtype, Pipeline};
+use crate::lora::{Layout, Lora, select};
 use crate::model::ModelConfig;
 use crate::train::{AdapterPlan, RunFolder};
 
@@ -37,9 +37,9 @@ impl Reapplied {
     }
 
     /// Merges all, and notes it.
-    pub fn apply(&self, student: &mut Checkpoint) -> Result<()> {
-        for (_, scale, lora) in &self.0 {
-            merge(&student.pipeline.model, &mut student.tensors, lora, *scale)?;
+    pub fn apply(&self, student: &mut Loaded) -> Result<()> {
+        for (_, scale, adapters) in &self.0 {
+            lora::merge_into(student, adapters, *scale)?;
         }
         let names: Vec<_> = self.0.iter().map(|(path, scale, _)| format!("{path} at {scale}")).collect();
         if !names.is_empty() {
@@ -50,8 +50,8 @@ impl Reapplied {
 }
 
 /// Writes the trained adapters beside the student, for diffusers.
-pub fn save(run: &RunFolder, mut lora: Lora, student: &Checkpoint) -> Result<()> {
-    lora.role = Some(student.pipeline.role);
-    lora.notes = student.pipeline.notes.clone();
+pub fn save(run: &RunFolder, mut lora: Lora, student: &Pipeline) -> Result<()> {
+    lora.role = Some(student.role);
+    lora.notes = student.notes.clone();
     lora.save(&run.folder("student")?, Layout::Diffusers, Dtype::F32).map(drop)
 }

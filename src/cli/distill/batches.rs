@@ -4,7 +4,7 @@ use crate::Result;
 use crate::cli::common::draw::Prompts;
 use crate::cli::common::{Encoders, Outcome};
 use crate::config::Config;
-use crate::data::{Batch, LatentDataset, Loader};
+use crate::data::{Batch, Bucket, LatentDataset, Loader};
 use crate::ladd::HostBatch;
 use crate::model::Shape;
 use crate::train::MicroBatch;
@@ -31,6 +31,12 @@ impl Batches {
     pub fn new(config: &Config, encoders: &Encoders<'_>, dataset: &LatentDataset, mismatch: bool) -> Outcome<Self> {
         let micro = (0..config.distill.accumulate).map(|_| Micro::default()).collect();
         Ok(Self { prompts: encoders.prompts(dataset.prompts())?, tokens: encoders.tokens()?, mismatch, micro })
+    }
+
+    /// Sizes of the micro-batches, one of each bucket.
+    pub fn shapes(&self, dataset: &LatentDataset, batch: usize) -> Vec<Shape> {
+        let shape = |bucket: &Bucket| Shape { batch, height: bucket.shape[1], width: bucket.shape[2], text: self.tokens };
+        dataset.buckets().iter().map(shape).collect()
     }
 
     /// The micro-batches of `step`.

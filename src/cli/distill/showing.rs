@@ -3,6 +3,7 @@
 use super::Session;
 use crate::cli::common::measure::{Bench, fd_note, student_settings, teacher_settings};
 use crate::cli::common::{Outcome, Painter, Progress, network, output};
+use crate::data::LatentDataset;
 use crate::device::Backend;
 use crate::flow::SampleSettings;
 use crate::report::{Grid, Group, Row, draw_grid, save_png};
@@ -18,11 +19,12 @@ pub struct Showing<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Showing<'a, B> {
-    /// For the networks of this run; `prompts` are those of the training latents.
-    pub fn new(session: &Session<'a, B>, prompts: &[String]) -> Outcome<Self> {
+    /// For the networks of this run, with the prompts and shapes of its training latents.
+    pub fn new(session: &Session<'a, B>, dataset: &LatentDataset) -> Outcome<Self> {
         let (config, pipeline) = (&session.config.eval, session.teacher.pipeline());
-        let tools = match Bench::new(session.encoders, config, session.config.seed, prompts)? {
+        let tools = match Bench::new(session.encoders, config, session.config.seed, dataset.prompts())? {
             Some(bench) => {
+                let bench = bench.with_shapes(dataset.buckets().iter().map(|bucket| bucket.shape).collect());
                 let shape = network::latent_shape(pipeline, 0, 0)?;
                 Some((bench, Painter::new(session.b, session.teacher.model(session.b)?, session.encoders, shape, config.batch, "")?))
             }
@@ -43,7 +45,7 @@ impl<'a, B: Backend> Showing<'a, B> {
 
     /// Measures the teacher and the network before the distillation, if that was not done yet, and draws the first grid.
     pub fn before(&mut self, session: &mut Session<'_, B>) -> Outcome {
-        let weights = network::upload(session.b, &session.teacher_weights)?;
+        let weights = session.teacher.params(session.b)?;
         let (student, teacher) = (self.student.clone(), self.teacher.clone());
         if self.measures() && session.quality().iter().filter(|q| q.network == "before").count() < student.len() {
             let cost = self.cost(&student) + self.cost(&teacher);
@@ -72,21 +74,20 @@ impl<'a, B: Backend> Showing<'a, B> {
     }
 
     /// Measures the regression control, if that was not done yet.
-    pub fn control(&mut self, session: &mut Session<'_, B>, weights: &[f32]) -> Outcome {
+    pub fn control(&mut self, session: &mut Session<'_, B>, weights: &B::Data) -> Outcome {
         self.once(session, weights, "control")
     }
 
     /// Measures the student with what was merged into it at the end, if that was not done yet.
-    pub fn reapplied(&mut self, session: &mut Session<'_, B>, weights: &[f32]) -> Outcome {
+    pub fn reapplied(&mut self, session: &mut Session<'_, B>, weights: &B::Data) -> Outcome {
         self.once(session, weights, "reapplied")
     }
 
-    fn once(&mut self, session: &mut Session<'_, B>, weights: &[f32], name: &str) -> Outcome {
+    fn once(&mut self, session: &mut Session<'_, B>, weights: &B::Data, name: &str) -> Outcome {
         if session.quality().iter().filter(|q| q.network == name).count() < self.student.len() {
-            let weights = network::upload(session.b, weights)?;
             let settings = self.student.clone();
             let mut progress = Progress::new("evaluation", self.cost(&settings), 0);
-            let measured = self.measure(session, &weights, &settings, (name, session.config.distill.steps), &mut progress)?;
+            let measured = self.measure(session, weights, &settings, (name, session.config.distill.steps), &mut progress)?;
             progress.finish(&format!("{name}: {}", measured.join(", ")));
         }
         Ok(())
@@ -97,7 +98,7 @@ impl<'a, B: Backend> Showing<'a, B> {
         let Some((bench, _)) = &self.tools else { return Ok(()) };
         let columns = bench.columns();
         let (settings, b) = (self.student.clone(), session.b);
-        let before = network::upload(b, &session.teacher_weights)?;
+        let before = session.teacher.params(b)?;
         let student = network::upload(b, student)?;
         let mut groups = vec![
             Group { title: "Teacher".into(), rows: self.teacher_rows.clone() },
@@ -109,7 +110,7 @@ impl<'a, B: Backend> Showing<'a, B> {
         let control = session.run.join("control/student.safetensors");
         if control.is_file() {
             let loaded = network::load(&control.to_string_lossy())?;
-            let weights = network::upload(b, &loaded.weights(&loaded.model(b)?)?)?;
+            let weights = loaded.params(b)?;
             let rows = self.rows(session, &weights, &settings, "control", None)?;
             groups.push(Group { title: "Control: plain regression onto the same latents".into(), rows });
         }

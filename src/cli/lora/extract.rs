@@ -80,7 +80,7 @@ pub fn extract(arguments: &Extract) -> Outcome {
     let targets = select(model, &arguments.targets)?;
     let mut progress = Progress::new("extraction", targets.len() as u64, 0);
     let (mut adapters, mut share) = (BTreeMap::new(), Share::default());
-    let (before, after) = (&from.checkpoint.tensors, &to.checkpoint.tensors);
+    let (before, after) = (&from.tensors.load()?, &to.tensors.load()?);
     for some in targets.chunks(rayon::current_num_threads()) {
         interrupt::check()?;
         let found = some.par_iter().map(|target| Extracted::new(target, &difference(target, before, after)?, arguments.rank));

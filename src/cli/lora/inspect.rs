@@ -68,7 +68,8 @@ fn changes(file: &LoraFile, loaded: &Loaded) -> Result<Vec<String>> {
     let mut changes = Vec::new();
     for target in targets(&loaded.pipeline().model) {
         let Some(adapter) = lora.adapters.get(&target.module) else { continue };
-        let weight = loaded.checkpoint.tensors.get(&target.tensor).and_then(|tensor| tensor.data.get(target.range()));
+        let tensor = loaded.tensors.read(&target.tensor)?;
+        let weight = tensor.data.get(target.range());
         changes.push((norm(&adapter.change(1.0)) / weight.map_or(0.0, norm).max(f64::MIN_POSITIVE), target.module));
     }
     changes.sort_by(|a, b| b.0.total_cmp(&a.0));

@@ -72,20 +72,20 @@ pub fn merge(config: &Config, arguments: &Merge) -> Outcome {
 pub fn unmerge(config: &Config, arguments: &Unmerge) -> Outcome {
     let mut loaded = super::load(&arguments.network)?;
     let model = loaded.pipeline().model.clone();
-    let given = loaded.checkpoint.tensors.clone();
+    let given = loaded.tensors.load()?;
     let mut loras = Vec::new();
     for (path, strength) in lora::strengths(&arguments.loras, &arguments.scale, "--scale")? {
         loras.push((lora::read(&loaded, path)?, strength));
     }
-    for (lora, strength) in loras.iter().rev() {
-        add_to(&model, &mut loaded.checkpoint.tensors, lora, -strength)?;
+    for (adapters, strength) in loras.iter().rev() {
+        lora::merge_into(&mut loaded, adapters, -strength)?;
     }
     if loras.iter().any(|(lora, _)| lora.role == Some(Role::Student)) {
-        loaded.checkpoint.pipeline.role = Role::Teacher;
+        loaded.pipeline.role = Role::Teacher;
     }
-    loaded.checkpoint.pipeline.notes.remove("lora");
+    loaded.pipeline.notes.remove("lora");
 
-    let mut again = loaded.checkpoint.tensors.clone();
+    let mut again = loaded.tensors.load()?;
     for (lora, strength) in &loras {
         add_to(&model, &mut again, lora, *strength)?;
     }
@@ -93,7 +93,7 @@ pub fn unmerge(config: &Config, arguments: &Unmerge) -> Outcome {
     drop((given, again));
     if let Some(against) = &arguments.against {
         let original = super::load(against)?;
-        output::result(&described("it is off the original", distance(&original.checkpoint.tensors, &loaded.checkpoint.tensors)?));
+        output::result(&described("it is off the original", distance(&original.tensors.load()?, &loaded.tensors.load()?)?));
     }
     Ok(super::write(config, loaded, &arguments.out, arguments.dtype.into())?)
 }

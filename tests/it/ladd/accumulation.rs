@@ -60,7 +60,12 @@ pub struct Data {
 impl Data {
     /// The samples of a step.
     pub fn new(seed: u64) -> Self {
-        let shape = Shape { batch: 4, height: 4, width: 6, text: 3 };
+        Self::sized(seed, 4, 6)
+    }
+
+    /// The same of another latent size.
+    pub fn sized(seed: u64, height: usize, width: usize) -> Self {
+        let shape = Shape { batch: 4, height, width, text: 3 };
         let inputs = HostInputs::random(&config(), shape, seed);
         let mismatch = HostInputs::random(&config(), shape, seed + 1000);
         Self { inputs, mismatch }
