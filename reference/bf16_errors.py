@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import golden_baselines
 import golden_ladd
 import golden_models
 
 GOLDEN = Path(__file__).parent.parent / "tests/golden"
-PASSES = [golden_models.discriminator_heads, golden_ladd.ladd_steps]
+PASSES = [golden_models.discriminator_heads, golden_ladd.ladd_steps, golden_baselines.baseline_steps]
 
 
 def relative_error(got, expected):

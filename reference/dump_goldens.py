@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
+import golden_baselines
 import golden_ladd
 import golden_models
 import golden_ops
 
-GROUPS = [golden_ops, golden_models, golden_ladd]
+GROUPS = [golden_ops, golden_models, golden_ladd, golden_baselines]
 
 
 def main():

@@ -20,9 +20,9 @@ use super::common::encoders;
 use super::common::network::Finished;
 use super::common::progress::duration;
 use super::common::{
-    Device, Encoders, Globals, Loaded, Outcome, Progress, Stop, flag, interrupt, latents, network, number, output, path, start_threads,
+    Device, Encoders, Ending, Globals, Loaded, Outcome, Progress, Stop, flag, interrupt, latents, network, number, output, path,
+    start_threads,
 };
-use crate::Result;
 use crate::config::Config;
 use crate::data::{LatentDataset, Loader, Share};
 use crate::device::Backend;
@@ -31,6 +31,7 @@ use crate::ladd::{LaddConfig, TeacherPrecision};
 use crate::report::{Results, distillation_panels, draw_panels, save_png};
 use crate::train::checkpoint::{self, TrainingState};
 use crate::train::{DistillSettings, Distiller, Network, QualityRecord, Record, RunFolder, StepRecord, Watch};
+use crate::{Error, Result};
 
 use adapters::Reapplied;
 use batches::Batches;
@@ -85,34 +86,76 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
         number("seed", "--seed", arguments.seed),
         flag("lora.reapply", "--reapply-lora", (!arguments.reapply_lora.is_empty()).then(|| arguments.reapply_lora.clone())),
     ];
-    let (config, teacher, reapplied, mut run) = match &arguments.run {
+    let (config, networks, mut run) = match &arguments.run {
         Some(folder) if arguments.resume => {
             globals.refuse_settings(&flags)?;
             let run = RunFolder::open(folder)?;
             let config = run.config()?;
             start_threads(globals.threads.unwrap_or(config.threads))?;
-            let teacher = network::load(&config.teacher.checkpoint)?;
-            let reapplied = Reapplied::read(&config, &teacher)?;
-            (config, teacher, reapplied, run)
+            let networks = Networks::load(&config)?;
+            (config, networks, run)
         }
         folder => {
             let config = globals.load(flags)?;
-            let teacher = network::load(&config.teacher.checkpoint)?;
-            Encoders::new(&config.encoders, teacher.pipeline(), &teacher.name).tokens()?;
-            adapters::plan(&config, &teacher.pipeline().model)?;
-            let reapplied = Reapplied::read(&config, &teacher)?;
+            let networks = Networks::load(&config)?;
+            Encoders::new(&config.encoders, networks.teacher.pipeline(), &networks.teacher.name).tokens()?;
             let run = RunFolder::create(folder.as_deref(), &config)?;
-            (config, teacher, reapplied, run)
+            (config, networks, run)
         }
     };
     config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     let device = Device::open(globals.device.as_deref().unwrap_or(&config.device), config.deterministic)?;
     device.choose_algorithms(config.gemm_algorithms, run.path())?;
-    let done = on_device!(device, |b| distill(b, &config, &teacher, &reapplied, &mut run));
+    let done = on_device!(device, |b| distill(b, &config, &networks, &mut run, Ending::Told));
     if matches!(done, Err(Stop::Interrupted)) {
         output::note(&format!("interrupted; go on with: ladd-fast distill --run {} --resume", run.path().display()));
     }
     done
+}
+
+/// The networks a distillation begins with.
+pub(super) struct Networks {
+    teacher: Loaded,
+    /// Where the student does not begin as the teacher.
+    student: Option<Loaded>,
+    /// What is merged into the student at the end.
+    reapplied: Reapplied,
+}
+
+impl Networks {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// When there is no such network, or the student reads other latents or prompts than the teacher.
+    pub fn load(config: &Config) -> Result<Self> {
+        let teacher = network::load(&config.teacher.checkpoint)?;
+        let student = match config.distill.student.as_str() {
+            "" => None,
+            name => Some(network::load(name)?),
+        };
+        if let Some(student) = &student {
+            let (ours, theirs) = (student.pipeline(), teacher.pipeline());
+            if ours.codec != theirs.codec || ours.text != theirs.text {
+                return Err(Error::Config(format!(
+                    "distill.student = {:?} has another codec or text encoder than the teacher {:?}: both must read the same latents and prompts",
+                    student.name, teacher.name
+                )));
+            }
+        }
+        let begins = student.as_ref().unwrap_or(&teacher);
+        adapters::plan(config, &begins.pipeline().model)?;
+        Ok(Self { reapplied: Reapplied::read(config, begins)?, teacher, student })
+    }
+
+    /// The network that judges.
+    pub fn teacher(&self) -> &Loaded {
+        &self.teacher
+    }
+
+    /// The network that the student begins as.
+    pub fn student(&self) -> &Loaded {
+        self.student.as_ref().unwrap_or(&self.teacher)
+    }
 }
 
 /// A distillation with everything around it.
@@ -120,21 +163,22 @@ struct Session<'a, B: Backend> {
     b: &'a B,
     config: &'a Config,
     teacher: &'a Loaded,
+    student: &'a Loaded,
     encoders: &'a Encoders<'a>,
     reapplied: &'a Reapplied,
     run: &'a mut RunFolder,
     records: Vec<Record>,
 }
 
-fn distill<B: Backend>(b: &B, config: &Config, teacher: &Loaded, reapplied: &Reapplied, run: &mut RunFolder) -> Outcome {
-    let started = Instant::now();
-    banner(b, config, teacher, run);
+pub(super) fn distill<B: Backend>(b: &B, config: &Config, networks: &Networks, run: &mut RunFolder, ending: Ending) -> Outcome {
+    let (started, teacher) = (Instant::now(), &networks.teacher);
+    banner(b, config, teacher, run, ending);
     let folder = match config.data.shards.as_str() {
         "" => run.join("latents"),
         shards => PathBuf::from(shards),
     };
     let model = teacher.model(b)?;
-    if config.ladd.teacher_precision == TeacherPrecision::Fp8 && config.ladd.adversarial_weight > 0.0 {
+    if config.ladd.teacher_precision == TeacherPrecision::Fp8 && config.step().adversarial_weight > 0.0 {
         // Before minutes go into latents.
         model.check_fp8(b, model.config().depth)?;
     }
@@ -142,7 +186,8 @@ fn distill<B: Backend>(b: &B, config: &Config, teacher: &Loaded, reapplied: &Rea
     let encoders = Encoders::new(&config.encoders, teacher.pipeline(), &teacher.name);
     let reached = run.latest_checkpoint()?.map_or(0, |(step, _)| step);
     let records = run.truncate_after(reached)?;
-    let mut session = Session { b, config, teacher, encoders: &encoders, reapplied, records, run };
+    let (student, reapplied) = (networks.student(), &networks.reapplied);
+    let mut session = Session { b, config, teacher, student, encoders: &encoders, reapplied, records, run };
     if config.data.shards.is_empty() {
         session.phase("synthesis", 0, |_| {
             latents::synthesize(b, teacher, &encoders, &config.synthesize, config.seed, &folder, Share::WHOLE)
@@ -151,7 +196,7 @@ fn distill<B: Backend>(b: &B, config: &Config, teacher: &Loaded, reapplied: &Rea
     let dataset = Arc::new(latents::open(&folder)?);
     latents::check_fit(&dataset, teacher, &folder)?;
 
-    let mut distiller = session.distiller(config.ladd.clone(), config.distill.steps)?;
+    let mut distiller = session.distiller(config.step(), config.distill.steps)?;
     let seconds = session.restore(&mut distiller)?;
     let mut showing = Showing::new(&session, &dataset)?;
     session.phase("evaluation", 0, |session| showing.before(session))?;
@@ -178,7 +223,7 @@ fn distill<B: Backend>(b: &B, config: &Config, teacher: &Loaded, reapplied: &Rea
     }
     session.phase("evaluation", config.distill.steps, |session| showing.comparison(session, &weights))?;
     session.draw_curves()?;
-    session.results(started.elapsed().as_secs_f64())
+    session.results(started.elapsed().as_secs_f64(), ending)
 }
 
 /// Warns of latent shapes with so few samples that a batch holds some of them twice.
@@ -190,8 +235,9 @@ fn small_buckets(dataset: &LatentDataset, batch: usize) {
 }
 
 /// One line on what will happen.
-fn banner<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &RunFolder) {
+fn banner<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &RunFolder, ending: Ending) {
     let length = match config.preset.as_str() {
+        _ if ending == Ending::Silent => "",
         "demo" => ", under five minutes on two cores",
         "demo-quick" => ", about a minute on two cores",
         _ => "",
@@ -237,8 +283,13 @@ impl<B: Backend> Session<'_, B> {
         quality.collect()
     }
 
+    /// Whether the student does not begin as the teacher.
+    fn has_student(&self) -> bool {
+        !std::ptr::eq(self.student, self.teacher)
+    }
+
     /// A fresh student and fresh heads.
-    fn distiller(&self, ladd: LaddConfig, total_steps: u32) -> Result<Distiller<B>> {
+    fn distiller(&self, ladd: LaddConfig, total_steps: u32) -> Outcome<Distiller<B>> {
         let config = self.config;
         let settings = DistillSettings {
             ladd,
@@ -249,16 +300,23 @@ impl<B: Backend> Session<'_, B> {
             seed: config.seed,
             activation_checkpointing: config.distill.activation_checkpointing,
         };
-        let (b, teacher) = (self.b, self.teacher);
-        let (model, optim, decay) = (teacher.model(b)?, &settings.student, settings.ema_decay);
-        let student = match adapters::plan(config, model.config())? {
-            None => teacher.trained(b, optim, 0, decay)?,
+        let (b, teacher, student) = (self.b, self.teacher, self.student);
+        let (model, optim, decay) = (student.model(b)?, &settings.student, settings.ema_decay);
+        let network = match adapters::plan(config, model.config())? {
+            None => student.trained(b, optim, 0, decay)?,
             Some(plan) => {
                 let arena = &model.layout().arena;
-                Network::with_adapters(b, Arc::new(teacher.tensors.gather(arena)?), (arena, plan), optim, 0, decay)?
+                Network::with_adapters(b, Arc::new(student.tensors.gather(arena)?), (arena, plan), optim, 0, decay)?
             }
         };
-        Distiller::from_device(b, settings, (teacher.model(b)?, teacher.params(b)?), (model, student))
+        let mut distiller = Distiller::from_device(b, settings, (teacher.model(b)?, teacher.params(b)?), (model, network))?;
+        if distiller.needs_negative() {
+            let (mut context, mut pooled) = (Vec::new(), Vec::new());
+            let prompts = self.encoders.prompts(std::slice::from_ref(&config.synthesize.negative_prompt))?;
+            prompts.gather(std::iter::once(0), &mut context, &mut pooled)?;
+            distiller.set_negative(context, pooled);
+        }
+        Ok(distiller)
     }
 
     /// Continues behind the newest checkpoint, if there is one; returns the seconds trained so far.
@@ -331,11 +389,12 @@ impl<B: Backend> Session<'_, B> {
     /// The averaged student, for this program and for diffusers; a LoRA student's adapters too. Returns its weights where something
     /// was merged into them.
     fn save_student(&self, distiller: &Distiller<B>, weights: &[f32]) -> Result<Option<Vec<f32>>> {
-        let mut pipeline = self.teacher.pipeline().clone();
+        let mut pipeline = self.student.pipeline().clone();
         pipeline.role = Role::Student;
         let notes = [
             ("made_by", format!("ladd-fast {} distill", env!("CARGO_PKG_VERSION"))),
             ("teacher", self.teacher.fingerprint()?),
+            ("method", self.config.distill.method.name().to_owned()),
             ("steps", self.config.distill.steps.to_string()),
             ("seed", self.config.seed.to_string()),
         ];
@@ -378,7 +437,7 @@ impl<B: Backend> Session<'_, B> {
         }
         progress.finish(&format!("{steps} steps of plain regression"));
         let weights = distiller.student.averaged_weights(self.b)?;
-        let mut pipeline = self.teacher.pipeline().clone();
+        let mut pipeline = self.student.pipeline().clone();
         pipeline.role = Role::Student;
         Finished::new(self.b, distiller.student_model(), &weights, pipeline)?.save_file(&file, Dtype::F32)?;
         let weights = network::upload(self.b, &weights)?;
@@ -393,20 +452,24 @@ impl<B: Backend> Session<'_, B> {
             crate::ladd::AdversarialLoss::NonSaturating => 2.0 * f64::ln(2.0),
         };
         let panels = distillation_panels(&steps, &self.quality(), Some(chance));
-        let title = format!("LADD, preset {}, seed {}", self.config.preset, self.config.seed);
+        let title = format!("{}, preset {}, seed {}", self.config.distill.method.title(), self.config.preset, self.config.seed);
         save_png(&draw_panels(&title, &panels)?, &self.run.join("curves.png"))
     }
 
     /// The tables, and the names of the files to open.
-    fn results(&self, seconds: f64) -> Outcome {
+    fn results(&self, seconds: f64, ending: Ending) -> Outcome {
         let mut parts = BTreeMap::new();
         for record in &self.records {
             if let Record::Phase { name, seconds, .. } = record {
                 *parts.entry(name.clone()).or_insert(0.0) += seconds;
             }
         }
-        let results = Results::new(&self.config.preset, self.config.seed, rayon::current_num_threads(), parts, self.quality());
+        let results = Results::new(&self.config.preset, self.config.seed, rayon::current_num_threads(), parts, self.quality())
+            .of_method(self.config.distill.method);
         results.write(self.run.path())?;
+        if ending == Ending::Silent {
+            return Ok(());
+        }
         if !results.quality.is_empty() {
             output::result("");
             output::result(&results.markdown());
@@ -439,7 +502,7 @@ fn due(every: u32, step: u32) -> bool {
 /// The current losses, for the progress bar.
 fn summary(record: &StepRecord) -> String {
     if record.heads.is_empty() {
-        return format!("regression {:.3}", record.loss_distillation);
+        return format!("loss {:.4}", record.loss_distillation);
     }
     let mean = |value: fn(&crate::train::HeadStats) -> f32| record.heads.iter().map(value).sum::<f32>() / record.heads.len() as f32;
     format!(

@@ -13,7 +13,7 @@ use super::common::measure::{Bench, teacher_settings};
 use super::common::network::Finished;
 use super::common::progress::duration;
 use super::common::{
-    Device, Encoders, Globals, Loaded, Outcome, Painter, Progress, Stop, interrupt, network, number, output, path, start_threads,
+    Device, Encoders, Ending, Globals, Loaded, Outcome, Painter, Progress, Stop, interrupt, network, number, output, path, start_threads,
 };
 use crate::config::Config;
 use crate::data::fashion_mnist::{CLASS_NAMES, IMAGE_SHAPE, Split};
@@ -109,7 +109,7 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
     };
     let device = Device::open(globals.device.as_deref().unwrap_or(&config.device), config.deterministic)?;
     device.choose_algorithms(config.gemm_algorithms, run.path())?;
-    let done = on_device!(device, |b| pretrain(b, &config, dataset, pipeline, dtype, &mut run));
+    let done = on_device!(device, |b| pretrain(b, &config, dataset, pipeline, dtype, &mut run, Ending::Told));
     if matches!(done, Err(Stop::Interrupted)) {
         output::note(&format!("interrupted; go on with: ladd-fast pretrain --run {} --resume", run.path().display()));
     }
@@ -117,7 +117,7 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
 }
 
 /// The training set as latents, and the settings of the network that will draw them.
-fn prepare(config: &Config) -> Result<(Arc<LatentDataset>, Pipeline)> {
+pub(super) fn prepare(config: &Config) -> Result<(Arc<LatentDataset>, Pipeline)> {
     if config.data.latent != "dct" || config.data.text != "words" {
         return Err(Error::Config("pretrain trains the demo's kind of teacher: data.latent = \"dct\" and data.text = \"words\"".into()));
     }
@@ -145,13 +145,14 @@ fn prepare(config: &Config) -> Result<(Arc<LatentDataset>, Pipeline)> {
     Ok((Arc::new(dataset), pipeline))
 }
 
-fn pretrain<B: Backend>(
+pub(super) fn pretrain<B: Backend>(
     b: &B,
     config: &Config,
     dataset: Arc<LatentDataset>,
     pipeline: Pipeline,
     dtype: Dtype,
     run: &mut RunFolder,
+    ending: Ending,
 ) -> Outcome {
     let settings = &config.pretrain;
     let model = Mmdit::new(b, config.model.clone(), &sinusoidal_grid(&config.model))?;
@@ -234,7 +235,7 @@ fn pretrain<B: Backend>(
     let file = teacher.save(&run.folder("teacher")?, "teacher", dtype)?;
     drop(trainer);
     let loaded = network::load(&file.to_string_lossy())?; // measured as it was saved
-    measure(b, config, &loaded, run, seconds)
+    measure(b, config, &loaded, run, seconds, ending)
 }
 
 /// The curves so far, and a grid of samples.
@@ -261,7 +262,7 @@ fn show<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &RunFolder, s
 }
 
 /// Measures the teacher, writes the results and says what to open.
-fn measure<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &mut RunFolder, seconds: f64) -> Outcome {
+fn measure<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &mut RunFolder, seconds: f64, ending: Ending) -> Outcome {
     let mut quality = Vec::new();
     let encoders = Encoders::new(&config.encoders, teacher.pipeline(), &teacher.name);
     if let Some(bench) = Bench::new(&encoders, &config.eval, config.seed, &[])?.filter(Bench::measures) {
@@ -281,6 +282,9 @@ fn measure<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &mut RunFo
     let parts = BTreeMap::from([("training".to_owned(), seconds)]);
     let results = Results::new(&config.preset, config.seed, rayon::current_num_threads(), parts, quality);
     results.write(run.path())?;
+    if ending == Ending::Silent {
+        return Ok(());
+    }
     output::result(&results.markdown());
     output::result(&format!(
         "Trained in {}. The teacher is {}; distil it with: ladd-fast distill --teacher {}",

@@ -5,6 +5,7 @@
 //! by [`reference_markdown`]. An unknown key is an error that names the key, the file and the line.
 
 mod layers;
+mod method;
 mod presets;
 mod reference;
 mod sections;
@@ -21,7 +22,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ladd::LaddConfig;
+use crate::ladd::{AddConfig, LaddConfig, LcmConfig, Method};
 use crate::lora::LoraConfig;
 use crate::model::ModelConfig;
 use crate::{Error, Result};
@@ -62,6 +63,10 @@ pub struct Config {
     pub lora: LoraConfig,
     /// The LADD step.
     pub ladd: LaddConfig,
+    /// The distillation loss of the baseline `add`.
+    pub add: AddConfig,
+    /// The baseline `lcm`.
+    pub lcm: LcmConfig,
     /// Optimisers of the distillation.
     pub optim: OptimSections,
     /// Drawing images with `sample`.
@@ -89,6 +94,8 @@ impl Default for Config {
             distill: DistillConfig::default(),
             lora: LoraConfig::default(),
             ladd: LaddConfig::default(),
+            add: AddConfig::default(),
+            lcm: LcmConfig::default(),
             optim: OptimSections::default(),
             sample: SampleConfig::default(),
             eval: EvalConfig::default(),
@@ -123,6 +130,9 @@ impl Config {
         self.model.validate()?;
         self.ladd.validate()?;
         self.lora.validate()?;
+        self.add.validate()?;
+        self.lcm.validate()?;
+        self.step().validate()?;
         self.optim.student.validate("optim.student")?;
         self.optim.heads.validate("optim.heads")?;
         self.data.validate()?;
@@ -150,12 +160,12 @@ impl Config {
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         let micro_batch = self.distill.micro_batch();
-        if micro_batch < 2 && self.ladd.adversarial_weight > 0.0 {
+        if micro_batch < 2 && self.step().adversarial_weight > 0.0 {
             warnings.push(format!(
                 "distill.batch / distill.accumulate = {micro_batch}: with one sample at a time the hinge loss is all or nothing; use micro-batches of at least 2"
             ));
         }
-        if self.ladd.adversarial_weight == 0.0 {
+        if self.ladd.adversarial_weight == 0.0 && self.distill.method == Method::Ladd {
             warnings.push("ladd.adversarial_weight = 0: this is the regression control, not LADD; expect blurry one-step images".into());
         }
         warnings

@@ -69,6 +69,15 @@ const MEANINGS: &[(&str, &str)] = &[
          are multiples of 64 (of a patch for small images).",
     ),
     ("synthesize.shift", "Shift of Euler's times; 0 means the one stored with the teacher."),
+    (
+        "distill.method",
+        "What the student is trained by: `ladd`, or a baseline: `add` (the adversarial loss and section `[add]`), `score` (section `[add]` alone), \
+         `lcm` (consistency distillation, section `[lcm]`) or `regression` (onto the latents).",
+    ),
+    (
+        "distill.student",
+        "The network that the student begins as, which may be smaller or larger than the teacher but reads the same latents and prompts. Empty: the teacher.",
+    ),
     ("distill.steps", "Optimiser steps."),
     ("distill.batch", "Samples per optimiser step."),
     ("distill.accumulate", "Micro-batches a step is cut into, to save memory; must divide `batch`. The result is the same to rounding."),
@@ -116,6 +125,15 @@ const MEANINGS: &[(&str, &str)] = &[
         "What the judging teacher's blocks multiply in: `bf16` (fp32 on the processor), or `fp8`: the forward's products in e4m3, on a GPU of \
          compute capability 9.0 or emulated on the processor. Latents are drawn in `bf16` always.",
     ),
+    ("add.weight", "Weight of ADD's distillation loss beside the adversarial one."),
+    ("add.weighting", "Its weight by time, `c(t')`: `exponential` (`1 - t'`), `sds` (`t' (1 - t') / 2`) or `constant`."),
+    ("add.t", "How the time `t'` is drawn to which the student's sample is renoised for the teacher."),
+    ("add.teacher_guidance", "Guidance scale of the teacher's answer, 1 is unguided; 0 means `synthesize.guidance`."),
+    (
+        "lcm.intervals",
+        "Into how many intervals of equal length the flow is cut, at most 16; the student's times are their ends, and the teacher's solver crosses one in a step.",
+    ),
+    ("lcm.teacher_guidance", "Guidance scale of the teacher's step, 1 is unguided; 0 means `synthesize.guidance`."),
     ("optim.student.lr", "Learning rate of the student. At the demo's size 3e-4 already costs diversity."),
     ("optim.student.beta1", "Decay of the first moment."),
     ("optim.student.beta2", "Decay of the second moment."),
@@ -211,7 +229,7 @@ renoise_t = { kind = \"logit_normal\", mean = 0.0, std = 1.0 }
 
 ## Timestep distributions
 
-`ladd.student_t`, `ladd.renoise_t` and `pretrain.t` are tables. `t = 1` is pure noise. Naming another `kind` replaces the whole table.
+`ladd.student_t`, `ladd.renoise_t`, `add.t` and `pretrain.t` are tables. `t = 1` is pure noise. Naming another `kind` replaces the whole table.
 
 | kind | further keys | draws |
 |---|---|---|

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::{parse_aspect, parse_size};
 use crate::flow::TimestepDistribution;
+use crate::ladd::Method;
 use crate::model::ModelConfig;
 use crate::train::{Checkpointing, OptimConfig, Schedule};
 use crate::{Error, Result};
@@ -242,6 +243,10 @@ impl PretrainConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DistillConfig {
+    /// What the student is trained by: LADD, or a baseline to compare with.
+    pub method: Method,
+    /// The network that the student begins as; empty means the teacher.
+    pub student: String,
     /// Optimiser steps.
     pub steps: u32,
     /// Samples per optimiser step.
@@ -271,6 +276,8 @@ pub struct DistillConfig {
 impl Default for DistillConfig {
     fn default() -> Self {
         Self {
+            method: Method::Ladd,
+            student: String::new(),
             steps: 3000,
             batch: 64,
             accumulate: 1,

@@ -21,6 +21,10 @@ pub mod stream {
     pub const RENOISE_REAL: Stream = 5;
     /// The small perturbation of the approximate R1 penalty.
     pub const PERTURBATION: Stream = 6;
+    /// The time to which ADD renoises the student's prediction for the teacher.
+    pub const SCORE_T: Stream = 7;
+    /// The noise of that.
+    pub const SCORE_NOISE: Stream = 8;
     /// Added to all of the above in the discriminator's phase of alternating updates.
     pub const DISCRIMINATOR_PHASE: Stream = 16;
     /// Time in `pretrain`.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::flow::TimestepDistribution;
+use crate::ladd::Target;
 use crate::{Error, Result};
 
 /// How the student and the heads take turns.
@@ -64,6 +65,10 @@ pub struct LaddConfig {
     pub adversarial_weight: f32,
     /// Precision of the teacher's forward.
     pub teacher_precision: TeacherPrecision,
+    /// What takes the real latent's place in the distillation loss: none in LADD, a baseline's otherwise. Comes from
+    /// `distill.method`, with the weight of its own.
+    #[serde(skip)]
+    pub target: Option<Target>,
 }
 
 impl Default for LaddConfig {
@@ -86,6 +91,7 @@ impl Default for LaddConfig {
             distillation_weight: 0.0,
             adversarial_weight: 1.0,
             teacher_precision: TeacherPrecision::Bf16,
+            target: None,
         }
     }
 }
@@ -128,7 +134,13 @@ impl LaddConfig {
                 return Err(Error::Config(format!("ladd.{key} = {value} must be a finite number, zero or more")));
             }
         }
-        if self.adversarial_weight == 0.0 && self.distillation_weight == 0.0 {
+        if self.target.is_some() && self.distillation_weight > 0.0 {
+            return Err(Error::Config(format!(
+                "ladd.distillation_weight = {} must be 0 with this distill.method, which has a distillation loss of its own",
+                self.distillation_weight
+            )));
+        }
+        if self.adversarial_weight == 0.0 && self.distillation_weight == 0.0 && self.target.is_none() {
             return Err(Error::Config(
                 "ladd.adversarial_weight and ladd.distillation_weight are both 0: the student would learn nothing".into(),
             ));

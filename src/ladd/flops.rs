@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::device::Groups;
-use crate::ladd::{LaddConfig, Phase, Update};
+use crate::ladd::{LaddConfig, Phase, Target, Update};
 use crate::model::{Flops, HeadsPass, HeadsShape, ModelConfig, Pass, Shape};
 
 impl LaddConfig {
@@ -26,6 +26,13 @@ impl LaddConfig {
         let mut total = student.flops(shape, student.depth, true, Pass::Forward);
         if phase != Phase::Heads {
             total = total + student.flops(shape, student.depth, true, Pass::Backward);
+        }
+        if let (Some(target), true) = (&self.target, phase != Phase::Heads) {
+            let rows = shape.batch * if target.guided() { 2 } else { 1 };
+            total = total + teacher.flops(Shape { batch: rows, ..shape }, teacher.depth, true, Pass::Forward);
+            if matches!(target, Target::Consistency { .. }) {
+                total = total + student.flops(shape, student.depth, true, Pass::Forward);
+            }
         }
         if self.adversarial_weight == 0.0 {
             return Ok(total);

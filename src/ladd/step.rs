@@ -7,14 +7,16 @@
 
 use std::sync::Arc;
 
-use crate::device::{Backend, Groups, HINGE_STATS, HingeShape, PatchOrder, PatchShape, Storage, ViewMut};
+use crate::device::{Backend, Groups, HINGE_STATS, HingeShape, PatchOrder, PatchShape, Storage, View, ViewMut};
 use crate::flow::philox::stream;
-use crate::ladd::LaddConfig;
+use crate::ladd::{LaddConfig, Target};
 use crate::model::{
     Activations, Backward, Fp8Weights, Gradients, Heads, HeadsActivations, Image, ImageMut, Inputs, Keep, Mmdit, Plan, Shape,
 };
 use crate::train::{Checkpointed, Network};
 use crate::{Error, Result};
+
+use super::target::{Given, TargetPass};
 
 /// One micro-batch on the device.
 #[derive(Debug)]
@@ -30,16 +32,16 @@ pub struct Batch<B: Backend> {
 }
 
 impl<B: Backend> Batch<B> {
+    /// Context and pooled text of the first `samples` samples.
+    pub(super) fn text(&self, samples: usize) -> (View<'_, B::Data>, View<'_, B::Data>) {
+        let part = |len: usize| 0..len / self.samples * samples;
+        (self.context.part(part(self.context.len())), self.pooled.part(part(self.pooled.len())))
+    }
+
     /// The network's inputs for the first `samples` samples of `image` at the times `t`, with this batch's text.
     fn inputs<'a>(&'a self, samples: usize, image: Image<'a, B>, t: &'a B::Stat) -> Inputs<'a, B> {
-        let part = |len: usize| 0..len / self.samples * samples;
-        Inputs {
-            batch: samples,
-            image,
-            t: t.part(0..samples),
-            context: self.context.part(part(self.context.len())),
-            pooled: self.pooled.part(part(self.pooled.len())),
-        }
+        let (context, pooled) = self.text(samples);
+        Inputs { batch: samples, image, t: t.part(0..samples), context, pooled }
     }
 }
 
@@ -90,7 +92,7 @@ pub struct LaddStep<B: Backend> {
     pub logits: B::Stat,
     /// Statistics `[heads, HINGE_STATS]` of the student's phase, and of the heads' phase.
     pub stats: [B::Stat; 2],
-    /// `mean (x̂0 - x0)^2`.
+    /// `mean (x̂0 - x0)^2`, or with the target in place of the real latents; before any weight.
     pub distillation: B::Stat,
     x_t: B::Stat,
     d_x0_hat: B::Stat,
@@ -107,6 +109,8 @@ pub struct LaddStep<B: Backend> {
     student: (Activations<B>, Gradients<B>),
     /// Teacher and heads; a pure regression has none.
     judge: Option<Judge<B>>,
+    /// What the student's predictions are compared with, where it is not the real latents.
+    target: Option<TargetPass<B>>,
 }
 
 #[derive(Debug)]
@@ -173,6 +177,9 @@ impl<B: Backend> LaddStep<B> {
             };
             Ok::<_, Error>(Judge { teacher: (acts, teacher.gradients(b, &backward)?), heads: heads.activations(b, samples, grid)? })
         });
+        let target = config.target.as_ref().map(|target| TargetPass::new(b, target, student, teacher, shape, patches));
+        let mut config = config.clone();
+        config.student_t = config.target.as_ref().and_then(Target::student_t).unwrap_or(config.student_t);
         let features = if adversarial { taps.len() } else { 0 };
         let feature_len = batch * positions * t.hidden();
         Ok(Self {
@@ -194,9 +201,10 @@ impl<B: Backend> LaddStep<B> {
             d_features: (0..features).map(|_| b.alloc_data(feature_len)).collect::<Result<_, _>>()?,
             student: (student.activations(b, student_plan)?, student.gradients(b, &student_plan)?),
             judge: judge.transpose()?,
+            target: target.transpose()?,
             context_len: shape.text * t.context_dim,
             pooled_len: t.pooled_dim,
-            config: config.clone(),
+            config,
             taps,
             groups,
             shape,
@@ -253,6 +261,22 @@ impl<B: Backend> LaddStep<B> {
         }
     }
 
+    /// Says what the guided teacher of a baseline's target is steered away from: text `[1, L, context_dim]` and
+    /// `[1, pooled_dim]`. Before the first pass; without such a target nothing happens.
+    ///
+    /// # Panics
+    /// When it has another size.
+    pub fn set_negative(&mut self, b: &B, context: &[f32], pooled: &[f32]) {
+        if let Some(target) = &mut self.target {
+            target.set_negative(b, context, pooled);
+        }
+    }
+
+    /// Target and times of the last pass, `[B, C, H, W]` and `[B]`, where there is a baseline's target.
+    pub fn target(&self) -> Option<(&B::Stat, View<'_, B::Stat>)> {
+        self.target.as_ref().map(|target| (target.x0(), target.t()))
+    }
+
     /// Sets the statistics to zero, at the beginning of a step.
     pub fn zero_statistics(&mut self, b: &B) {
         for stats in &mut self.stats {
@@ -289,6 +313,12 @@ impl<B: Backend> LaddStep<B> {
             self.renoise_real(b, phase, step, batch, groups);
             self.judge_forward(b, batch, groups, teacher_model, heads_model, teacher_params, &heads.params);
             self.losses(b, phase, groups, share);
+        }
+        if phase != Phase::Heads
+            && let Some(target) = &mut self.target
+        {
+            let given = Given { step, batch, x_t: self.x_t.all(), t: self.t.all(), x0_hat: self.x0_hat.all() };
+            target.compute(b, given, (student_model, &mut *student), (teacher_model, teacher_params));
         }
         if phase != Phase::Student
             && let Some(judge) = &mut self.judge
@@ -397,11 +427,17 @@ impl<B: Backend> LaddStep<B> {
 
     /// From the renoised predictions, and the distillation loss where it is on, to the student's weights.
     fn student_backward(&mut self, b: &B, share: f32, batch: &Batch<B>, model: &Mmdit<B>, student: &mut Network<B>) {
-        let weight = self.config.distillation_weight;
-        let d_x0_hat = (weight > 0.0).then(|| self.d_x0_hat.all_mut());
-        b.mse(self.x0_hat.all(), batch.x0.all(), share, weight, d_x0_hat, self.distillation.all_mut());
+        let (target, weight) = match &self.target {
+            Some(target) => (target.x0().all(), target.weight()),
+            None => (batch.x0.all(), self.config.distillation_weight),
+        };
+        let d_x0_hat = (weight != 0.0).then(|| self.d_x0_hat.all_mut());
+        b.mse(self.x0_hat.all(), target, share, weight, d_x0_hat, self.distillation.all_mut());
+        if let Some(target) = &mut self.target {
+            target.weigh(b, &mut self.d_x0_hat);
+        }
         let d_renoised = self.judge.is_some().then(|| self.d_renoised.all());
-        let d_x0_hat = (weight > 0.0).then(|| self.d_x0_hat.all());
+        let d_x0_hat = (weight != 0.0).then(|| self.d_x0_hat.all());
         let (t, t_hat) = (self.t.all(), self.t_hat.part(0..self.shape.batch));
         b.predict_x0_renoise_backward(&self.patches, t, t_hat, d_renoised, d_x0_hat, self.d_velocity.all_mut());
         let n = self.shape.batch;

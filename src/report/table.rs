@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ladd::Method;
 use crate::train::QualityRecord;
 use crate::train::run_folder::write_whole;
 use crate::{Error, Result};
@@ -30,6 +31,9 @@ pub struct Results {
     pub version: String,
     /// Preset of the run.
     pub preset: String,
+    /// What the student was trained by.
+    #[serde(default)]
+    pub method: Method,
     /// Seed of the run.
     pub seed: u64,
     /// Worker threads.
@@ -59,7 +63,12 @@ impl Results {
         };
         let gains = counts.into_iter().filter_map(gain).collect();
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        Self { version, preset: preset.into(), seed, threads, steps, seconds, gains, quality }
+        Self { version, preset: preset.into(), method: Method::default(), seed, threads, steps, seconds, gains, quality }
+    }
+
+    /// The same of a student that was trained by `method`.
+    pub fn of_method(self, method: Method) -> Self {
+        Self { method, ..self }
     }
 
     /// Writes `results.json` and `results.md` into `folder`.
@@ -100,9 +109,10 @@ impl Results {
         let mut rows = Vec::new();
         let mut add = |name: &str, records: Vec<&QualityRecord>| rows.extend(records.into_iter().map(|q| row(name, q)));
         add("teacher", pick("teacher", None));
-        add("before LADD", pick("before", None));
+        let method = self.method.title();
+        add(&format!("before {method}"), pick("before", None));
         add("regression control", pick("control", None));
-        add("student (LADD)", pick("student", Some(self.steps)));
+        add(&format!("student ({method})"), pick("student", Some(self.steps)));
         add("student with LoRA", pick("reapplied", None));
         rows
     }
@@ -141,8 +151,9 @@ impl Results {
         let control = self.quality.iter().rev().find(|q| q.network == "control" && q.steps == 1);
         if let (Some(control), Some(student)) = (control, last("student", 1)) {
             notes.push(format!(
-                "At one step the regression control has diversity {} and the LADD student {}: regression alone draws the mean of what the prompt allows.",
+                "At one step the regression control has diversity {} and the {} student {}: regression alone draws the mean of what the prompt allows.",
                 number(control.diversity, 2),
+                self.method.title(),
                 number(student.diversity, 2)
             ));
         }
@@ -176,7 +187,7 @@ fn plural(count: usize) -> &'static str {
 }
 
 /// A Markdown table with aligned columns; the first two are text, the others numbers.
-fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).chain([header[column].len(), 3]).max().unwrap_or(3);
     let text = |column: usize| header.len() > 4 && column < 2;
     let line = |cells: Vec<&str>| {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::device::{Backend, DeviceError, HINGE_STATS, HingeStat, StepValues, Storage};
 use crate::flow::philox::{fill_normals, stream};
-use crate::ladd::{Batch, HostBatch, LaddConfig, LaddStep, Phase, TeacherPrecision, Update};
+use crate::ladd::{Batch, HostBatch, LaddConfig, LaddStep, Phase, Target, TeacherPrecision, Update};
 use crate::model::{Fp8Weights, Heads, HeadsShape, Mmdit, Shape};
 use crate::train::{Checkpointed, Checkpointing, HeadStats, Network, OptimConfig, StepRecord};
 use crate::{Error, Result};
@@ -44,6 +44,8 @@ pub struct Distiller<B: Backend> {
     /// The heads.
     pub heads: Network<B>,
     taps: Vec<usize>,
+    /// What a guided target is steered away from.
+    negative: Option<(Vec<f32>, Vec<f32>)>,
     /// One plan per shape of micro-batch, with its buffers: all of them, or as many as the device's memory holds.
     plans: HashMap<Shape, Planned<B>>,
     /// Plans that gave way to another.
@@ -116,6 +118,7 @@ impl<B: Backend> Distiller<B> {
             teacher_params,
             teacher_fp8,
             taps,
+            negative: None,
             plans: HashMap::new(),
             evictions: 0,
             last_shape: None,
@@ -156,6 +159,16 @@ impl<B: Backend> Distiller<B> {
     /// Whether a step needs other samples' text.
     pub fn needs_mismatch(&self) -> bool {
         self.settings.ladd.mismatch_weight > 0.0
+    }
+
+    /// Whether a step needs the text of a negative prompt, for the target of a baseline.
+    pub fn needs_negative(&self) -> bool {
+        self.settings.ladd.target.as_ref().is_some_and(Target::guided)
+    }
+
+    /// Sets that text, `[1, L, context_dim]` and `[1, pooled_dim]`, before the first step.
+    pub fn set_negative(&mut self, context: Vec<f32>, pooled: Vec<f32>) {
+        self.negative = Some((context, pooled));
     }
 
     /// Queues one optimiser step over its micro-batches, which together are one batch: `k` of them give the same update
@@ -256,7 +269,14 @@ impl<B: Backend> Distiller<B> {
     fn new_plan(&self, b: &B, shape: Shape, micro_batches: usize, checkpointed: Checkpointed) -> Result<Planned<B>> {
         let models = (&self.student_model, &self.teacher_model, &self.heads_model);
         let fp8 = self.teacher_fp8.as_ref();
-        let step = LaddStep::new(b, &self.settings.ladd, models.0, models.1, fp8, models.2, shape, checkpointed)?;
+        let mut step = LaddStep::new(b, &self.settings.ladd, models.0, models.1, fp8, models.2, shape, checkpointed)?;
+        match &self.negative {
+            Some((context, pooled)) => step.set_negative(b, context, pooled),
+            None if self.needs_negative() => {
+                return Err(Error::Usage("a guided target needs the text of the negative prompt: Distiller::set_negative".into()));
+            }
+            None => {}
+        }
         let batches = (0..micro_batches).map(|_| Ok((step.alloc_batch(b)?, b.alloc_step()?))).collect::<Result<_>>()?;
         Ok(Planned { step, batches, recordings: HashMap::new(), used: self.done })
     }

@@ -44,7 +44,8 @@ pub struct StepRecord {
     /// Mean generator loss over the heads.
     #[serde(deserialize_with = "number")]
     pub loss_g: f32,
-    /// Distillation loss `mean (x̂0 - x0)^2`, before its weight; measured even where its weight is 0.
+    /// Distillation loss `mean (x̂0 - x0)^2`, or with a baseline's target in place of `x0`, before its weight; measured even
+    /// where its weight is 0.
     #[serde(deserialize_with = "number")]
     pub loss_distillation: f32,
     /// Approximate R1 penalty before its weight, 0 where it is off.

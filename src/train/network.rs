@@ -138,6 +138,24 @@ impl<B: Backend> Network<B> {
         adapters.rebuild(b, master, params);
     }
 
+    /// Queues the average of the weights, in the compute type, into `out`, which lies as they do; the weights themselves where
+    /// there is none.
+    pub fn average_into(&mut self, b: &B, out: &mut B::Data) {
+        let Self { params, master, ema, adapters, .. } = self;
+        match (adapters, ema) {
+            (None, Some(ema)) => b.cast(ema.all(), out.all_mut()),
+            (_, None) => b.copy_data(params.all(), out.all_mut()),
+            (Some(adapters), Some(ema)) => {
+                b.copy_data(params.all(), out.all_mut());
+                b.cast(ema.all(), adapters.params.all_mut());
+                adapters.rebuild(b, ema, out);
+                // What the next gradients are taken with.
+                b.cast(master.all(), adapters.params.all_mut());
+                adapters.rebuild(b, master, params);
+            }
+        }
+    }
+
     /// The weights an evaluation should use: the average where there is one, with a LoRA student's adapters merged.
     ///
     /// # Errors

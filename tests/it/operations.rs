@@ -87,7 +87,8 @@ const TESTED: [&str; 22] = [
 
 #[test]
 fn every_golden_operation_has_a_test() {
-    let elsewhere = ["unpatchify", "timesteps", "model", "heads", "sampler_euler", "sampler_renoise", "classifier", "ladd_step"];
+    let elsewhere =
+        ["unpatchify", "timesteps", "model", "heads", "sampler_euler", "sampler_renoise", "classifier", "ladd_step", "baseline_step"];
     for name in golden::names() {
         let op = golden::Golden::operation(&name);
         assert!(TESTED.contains(&&*op) || elsewhere.contains(&&*op), "nothing tests `{op}` of {name}");

@@ -47,6 +47,15 @@ impl From<DeviceError> for Stop {
     }
 }
 
+/// What is said when a training is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The tables, and the files to open.
+    Told,
+    /// Nothing: the tables are in the run's folder.
+    Silent,
+}
+
 /// What a command returns.
 pub type Outcome<T = ()> = std::result::Result<T, Stop>;
 

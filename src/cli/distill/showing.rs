@@ -2,20 +2,37 @@
 
 use super::Session;
 use crate::cli::common::measure::{Bench, fd_note, student_settings, teacher_settings};
-use crate::cli::common::{Outcome, Painter, Progress, network, output};
+use crate::cli::common::{Loaded, Outcome, Painter, Progress, network, output};
 use crate::data::LatentDataset;
 use crate::device::Backend;
 use crate::flow::SampleSettings;
+use crate::ladd::Method;
 use crate::report::{Grid, Group, Row, draw_grid, save_png};
 use crate::train::Record;
 
 /// Draws, measures and keeps the teacher's rows.
 pub struct Showing<'a, B: Backend> {
     /// Nothing where images cannot be decoded here.
-    tools: Option<(Bench, Painter<'a, B>)>,
+    tools: Option<Tools<'a, B>>,
     student: Vec<SampleSettings>,
     teacher: Vec<SampleSettings>,
     teacher_rows: Vec<Row>,
+}
+
+struct Tools<'a, B: Backend> {
+    bench: Bench,
+    painter: Painter<'a, B>,
+    /// The student's, where it is of another architecture than the teacher.
+    students: Option<Painter<'a, B>>,
+}
+
+impl<'a, B: Backend> Tools<'a, B> {
+    fn of(&mut self, network: &str) -> (&Bench, &mut Painter<'a, B>) {
+        match &mut self.students {
+            Some(students) if network != "teacher" => (&self.bench, students),
+            _ => (&self.bench, &mut self.painter),
+        }
+    }
 }
 
 impl<'a, B: Backend> Showing<'a, B> {
@@ -26,7 +43,11 @@ impl<'a, B: Backend> Showing<'a, B> {
             Some(bench) => {
                 let bench = bench.with_shapes(dataset.buckets().iter().map(|bucket| bucket.shape).collect());
                 let shape = network::latent_shape(pipeline, 0, 0)?;
-                Some((bench, Painter::new(session.b, session.teacher.model(session.b)?, session.encoders, shape, config.batch, "")?))
+                let painter =
+                    |network: &Loaded| Painter::new(session.b, network.model(session.b)?, session.encoders, shape, config.batch, "");
+                let other = session.student.pipeline().model != pipeline.model;
+                let students = other.then(|| painter(session.student)).transpose()?;
+                Some(Tools { bench, painter: painter(session.teacher)?, students })
             }
             None => {
                 output::note("images cannot be decoded here: this run has no sample grids and no measurements");
@@ -40,23 +61,26 @@ impl<'a, B: Backend> Showing<'a, B> {
 
     /// Whether quality can be measured.
     pub fn measures(&self) -> bool {
-        self.tools.as_ref().is_some_and(|(bench, _)| bench.measures())
+        self.tools.as_ref().is_some_and(|tools| tools.bench.measures())
     }
 
     /// Measures the teacher and the network before the distillation, if that was not done yet, and draws the first grid.
     pub fn before(&mut self, session: &mut Session<'_, B>) -> Outcome {
-        let weights = session.teacher.params(session.b)?;
+        let (b, other) = (session.b, session.has_student());
+        let weights = session.teacher.params(b)?;
+        let own = other.then(|| session.student.params(b)).transpose()?;
+        let students = own.as_ref().unwrap_or(&weights);
         let (student, teacher) = (self.student.clone(), self.teacher.clone());
         if self.measures() && session.quality().iter().filter(|q| q.network == "before").count() < student.len() {
             let cost = self.cost(&student) + self.cost(&teacher);
             let mut progress = Progress::new("evaluation", cost, 0);
             self.measure(session, &weights, &teacher, ("teacher", 0), &mut progress)?;
-            self.measure(session, &weights, &student, ("before", 0), &mut progress)?;
-            progress.finish("the teacher, and the same network with the student's sampler before LADD");
+            self.measure(session, students, &student, ("before", 0), &mut progress)?;
+            progress.finish("the teacher, and the network before the distillation with the student's sampler");
         }
         let best = self.teacher_highlights();
         self.teacher_rows = self.rows(session, &weights, &best, "teacher", None)?;
-        let rows = self.rows(session, &weights, &student, "before", None)?;
+        let rows = self.rows(session, students, &student, "before", None)?;
         self.save(session, "Student before the first step", rows, 0)
     }
 
@@ -95,15 +119,18 @@ impl<'a, B: Backend> Showing<'a, B> {
 
     /// The picture at the end: everything above each other.
     pub fn comparison(&mut self, session: &mut Session<'_, B>, student: &[f32]) -> Outcome {
-        let Some((bench, _)) = &self.tools else { return Ok(()) };
+        let Some(Tools { bench, .. }) = &self.tools else { return Ok(()) };
         let columns = bench.columns();
         let (settings, b) = (self.student.clone(), session.b);
-        let before = session.teacher.params(b)?;
+        let before = session.student.params(b)?;
         let student = network::upload(b, student)?;
         let mut groups = vec![
             Group { title: "Teacher".into(), rows: self.teacher_rows.clone() },
             Group {
-                title: "The same network with the student's sampler, before LADD".into(),
+                title: match session.has_student() {
+                    false => format!("The same network with the student's sampler, before {}", session.config.distill.method.title()),
+                    true => format!("The student before {}", session.config.distill.method.title()),
+                },
                 rows: self.rows(session, &before, &settings, "before", None)?,
             },
         ];
@@ -117,7 +144,10 @@ impl<'a, B: Backend> Showing<'a, B> {
         let rows = self.rows(session, &student, &settings, "student", Some(session.config.distill.steps))?;
         groups.push(Group { title: "Student, unguided".into(), rows });
         let grid = Grid {
-            title: "Latent Adversarial Diffusion Distillation".into(),
+            title: match session.config.distill.method {
+                Method::Ladd => "Latent Adversarial Diffusion Distillation".into(),
+                other => format!("Baseline: {}", other.title()),
+            },
             subtitle: format!(
                 "{}, {} steps of {}, seed {}; same prompts and seeds in all rows",
                 session.config.preset, session.config.distill.steps, session.config.distill.batch, session.config.seed
@@ -150,7 +180,8 @@ impl<'a, B: Backend> Showing<'a, B> {
         what: (&str, u32),
         progress: &mut Progress,
     ) -> Outcome<Vec<String>> {
-        let Some((bench, painter)) = &mut self.tools else { return Ok(Vec::new()) };
+        let Some(tools) = &mut self.tools else { return Ok(Vec::new()) };
+        let (bench, painter) = tools.of(what.0);
         let mut words = Vec::new();
         for settings in settings {
             if let Some((record, _)) = bench.measure(painter, params, settings, what, progress)? {
@@ -170,7 +201,8 @@ impl<'a, B: Backend> Showing<'a, B> {
         network: &str,
         step: Option<u32>,
     ) -> Outcome<Vec<Row>> {
-        let Some((bench, painter)) = &mut self.tools else { return Ok(Vec::new()) };
+        let Some(tools) = &mut self.tools else { return Ok(Vec::new()) };
+        let (bench, painter) = tools.of(network);
         let quality = session.quality();
         let mut rows = Vec::new();
         for settings in settings {
@@ -185,7 +217,7 @@ impl<'a, B: Backend> Showing<'a, B> {
     }
 
     fn save(&self, session: &Session<'_, B>, title: &str, rows: Vec<Row>, step: u32) -> Outcome {
-        let Some((bench, _)) = &self.tools else { return Ok(()) };
+        let Some(Tools { bench, .. }) = &self.tools else { return Ok(()) };
         let grid = Grid {
             title: format!("Step {step}"),
             subtitle: "same prompts and seeds in all rows".into(),
@@ -199,6 +231,6 @@ impl<'a, B: Backend> Showing<'a, B> {
     }
 
     fn cost(&self, settings: &[SampleSettings]) -> u64 {
-        self.tools.as_ref().map_or(0, |(bench, _)| bench.cost(settings))
+        self.tools.as_ref().map_or(0, |tools| tools.bench.cost(settings))
     }
 }

@@ -10,7 +10,7 @@ use super::accumulation::{Data, distiller, settings};
 use crate::lab::same_bits;
 
 /// Every number a later step depends on.
-fn state<B: Backend>(b: &B, distiller: &Distiller<B>) -> Vec<Vec<f32>> {
+pub fn state<B: Backend>(b: &B, distiller: &Distiller<B>) -> Vec<Vec<f32>> {
     let mut arenas = Vec::new();
     for network in [&distiller.student, &distiller.heads] {
         arenas.push(b.download_data(network.params.all()).unwrap());

@@ -78,8 +78,13 @@ impl<'a, B: Backend> Stage<'a, B> {
         let teacher_params = data(b, &arena(teacher_seed));
         let fp8 = ladd.teacher_precision == TeacherPrecision::Fp8;
         let teacher_fp8 = fp8.then(|| Arc::new(teacher_model.quantize(b, &teacher_params, model.depth).unwrap()));
-        let step = LaddStep::new(b, ladd, &student_model, &teacher_model, teacher_fp8.as_ref(), &heads_model, *shape, script.checkpointed)
-            .unwrap();
+        let mut step =
+            LaddStep::new(b, ladd, &student_model, &teacher_model, teacher_fp8.as_ref(), &heads_model, *shape, script.checkpointed)
+                .unwrap();
+        if ladd.target.is_some() {
+            let bad = |len: usize| vec![f32::NAN; len];
+            step.set_negative(b, &bad(shape.text * model.context_dim), &bad(model.pooled_dim));
+        }
         let mut values = b.alloc_step().unwrap();
         b.upload_step(&script.values, &mut values);
         let mut stage = Self {

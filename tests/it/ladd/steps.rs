@@ -48,6 +48,7 @@ pub fn script(case: &Golden) -> Script {
             distillation_weight: number("distill_weight") as f32,
             adversarial_weight: 1.0,
             teacher_precision: TeacherPrecision::Bf16,
+            target: None,
         },
         seeds: [seed("student_seed"), seed("teacher_seed"), seed("heads_seed")],
         ema_decay: number("ema_decay"),
