@@ -16,6 +16,7 @@ pub mod ladd;
 pub mod lora;
 pub mod model;
 pub mod report;
+pub mod study;
 pub mod text;
 pub mod train;
 pub mod vae;

@@ -11,6 +11,7 @@ mod info;
 mod lora;
 mod pretrain;
 mod sample;
+mod study;
 mod synthesize;
 
 use std::process::ExitCode;
@@ -51,6 +52,7 @@ enum Command {
     Export(export::Arguments),
     Synthesize(synthesize::Arguments),
     Pretrain(pretrain::Arguments),
+    Study(study::Arguments),
     Lora(lora::Arguments),
     Info(info::Arguments),
 }
@@ -80,6 +82,7 @@ fn run(cli: &Cli) -> Result<(), Stop> {
         Command::Export(arguments) => export::run(&cli.globals, arguments),
         Command::Synthesize(arguments) => synthesize::run(&cli.globals, arguments),
         Command::Pretrain(arguments) => pretrain::run(&cli.globals, arguments),
+        Command::Study(arguments) => study::run(&cli.globals, arguments),
         Command::Lora(arguments) => lora::run(&cli.globals, arguments),
         Command::Info(arguments) => info::run(&cli.globals, arguments),
     }

@@ -26,6 +26,8 @@ pub enum Stroke {
     Points,
     /// Straight dashed lines.
     Dashed,
+    /// A thin line without marks, such as from the smallest to the largest of several values.
+    Bar,
 }
 
 /// One line of a panel.
@@ -87,7 +89,7 @@ pub struct Panel {
 }
 
 /// The eight colours of Okabe and Ito that people with any colour vision tell apart, without black and yellow.
-const COLOURS: [Rgb<u8>; 6] =
+pub const COLOURS: [Rgb<u8>; 6] =
     [Rgb([0, 114, 178]), Rgb([213, 94, 0]), Rgb([0, 158, 115]), Rgb([204, 121, 167]), Rgb([86, 180, 233]), Rgb([230, 159, 0])];
 const DARK: Rgb<u8> = Rgb([28, 30, 36]);
 const SOFT: Rgb<u8> = Rgb([110, 116, 128]);
@@ -321,6 +323,7 @@ impl<'p> Frame<'p> {
                 }
                 Stroke::Average => _ = chart.draw_series(LineSeries::new(average, thick))?,
                 Stroke::DashedAverage => _ = chart.draw_series(DashedLineSeries::new(average, 12, 8, thick))?,
+                Stroke::Bar => _ = chart.draw_series(LineSeries::new(raw.iter().map(inside), ink.stroke_width(SCALE)))?,
                 Stroke::Dashed => _ = chart.draw_series(DashedLineSeries::new(raw.iter().map(inside), 12, 10, ink.stroke_width(SCALE)))?,
                 // One piece at a time: sharp corners of thick lines would stick out.
                 Stroke::Points => {
@@ -383,7 +386,7 @@ impl<'p> Frame<'p> {
 fn shown_values(series: &Series, usable: impl Fn(f64) -> bool) -> Vec<f64> {
     let mut values: Vec<f64> = series.points.iter().map(|p| p.1).filter(|v| usable(*v)).collect();
     values.sort_by(f64::total_cmp);
-    let cut = if matches!(series.stroke, Stroke::Points | Stroke::Dashed) { 0 } else { values.len() / 100 };
+    let cut = if matches!(series.stroke, Stroke::Points | Stroke::Dashed | Stroke::Bar) { 0 } else { values.len() / 100 };
     values[cut..values.len() - cut].to_vec()
 }
 

@@ -5,8 +5,9 @@ mod grid;
 mod table;
 mod text;
 
-pub use curves::{Across, Panel, Reference, Series, Stroke, distillation_panels, draw_panels, pretrain_panels};
+pub use curves::{Across, COLOURS, Panel, Reference, Series, Stroke, distillation_panels, draw_panels, pretrain_panels};
 pub use grid::{Grid, Group, Row, draw_grid};
+pub(crate) use table::table as markdown_table;
 pub use table::{Gain, Results};
 pub use text::{Anchor, Ink, Weight};
 

@@ -19,11 +19,11 @@ fn program(arguments: &[&str]) -> Command {
     command
 }
 
-fn run(arguments: &[&str]) -> Output {
+pub fn run(arguments: &[&str]) -> Output {
     program(arguments).output().unwrap()
 }
 
-fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
@@ -46,7 +46,7 @@ pub fn refuse(arguments: &[&str]) -> String {
 
 #[test]
 fn help_shows_examples() {
-    for command in ["distill", "sample", "eval", "export", "synthesize", "pretrain", "lora", "info"] {
+    for command in ["distill", "sample", "eval", "export", "synthesize", "pretrain", "study", "lora", "info"] {
         assert!(succeed(&[command, "--help"]).contains("Examples:\n  "), "{command}");
     }
     assert!(succeed(&["--help"]).contains("ladd-fast distill"));

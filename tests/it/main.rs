@@ -24,6 +24,7 @@ mod performance_goals;
 mod pipelines;
 mod rig;
 mod step_benchmark;
+mod study;
 
 /// The project's folder. `LADD_FAST_ROOT` names another one, for a test binary that was carried to another machine.
 fn root() -> std::path::PathBuf {
