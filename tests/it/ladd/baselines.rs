@@ -1,15 +1,18 @@
 //! The baselines' steps: targets, weights and gradients against PyTorch and central differences; that they train, leave the
 //! teacher alone, replay and resume to the same bits.
 
+use std::sync::Arc;
+
 use ladd_fast::device::cpu::Cpu;
 use ladd_fast::device::cuda::Cuda;
 use ladd_fast::device::cuda::emulated::Schedule;
 use ladd_fast::device::{Backend, HINGE_STATS, HingeStat, StepValues, Storage};
 use ladd_fast::flow::TimestepDistribution;
 use ladd_fast::ladd::{AdversarialLoss, LaddConfig, Phase, Target, Update, Weighting};
-use ladd_fast::model::Shape;
+use ladd_fast::lora::select;
+use ladd_fast::model::{Mmdit, Shape};
 use ladd_fast::train::checkpoint::{TrainingState, load, save};
-use ladd_fast::train::{Checkpointed, DistillSettings, Distiller, OptimConfig, StepRecord};
+use ladd_fast::train::{AdapterPlan, Checkpointed, DistillSettings, Distiller, Network, OptimConfig, StepRecord};
 use serde_json::Value;
 
 use super::accumulation::{Data, config, distiller, settings};
@@ -17,7 +20,7 @@ use super::resume::state;
 use super::stage::{Samples, Script, Stage};
 use super::steps::{samples, script};
 use crate::devices::emulated_with;
-use crate::golden::{Golden, Tolerance, cases, close, parameters, relative_error};
+use crate::golden::{Golden, Tolerance, cases, close, parameters, positions, relative_error};
 use crate::lab::same_bits;
 use crate::model::{check, direction};
 use crate::operations::on_every_backend;
@@ -323,4 +326,36 @@ fn a_guided_target_needs_the_negative_prompt() {
     let mut run = distiller(&b, baseline(consistency(8, 2.0), 0.0, Update::Simultaneous));
     let error = Data::new(1).try_step(&b, &mut run, 4).map(drop).unwrap_err().to_string();
     assert!(error.contains("negative prompt"), "{error}");
+}
+
+/// LCM's target of a LoRA student: what is averaged are the adapters, what is asked is the network they are merged into.
+#[test]
+fn the_average_of_a_lora_student_is_merged() {
+    let b = Cpu::<f32>::new();
+    let config = config();
+    let model = Mmdit::new(&b, config.clone(), &positions(&config, 1)).unwrap();
+    let arena = &model.layout().arena;
+    let plan = AdapterPlan { targets: select(&config, &["all".to_owned()]).unwrap(), rank: 3, scale: 1.5, seed: 7 };
+    let optim = OptimConfig { beta1: 0.9, ..OptimConfig::default() };
+    let weights = Arc::new(parameters(arena, 2));
+    let mut student = Network::with_adapters(&b, weights, (arena, plan), &optim, 0, 0.9).unwrap();
+    let mut values = b.alloc_step().unwrap();
+    for step in 0..3 {
+        b.upload_step(&StepValues { step, lr: [1e-2, 0.0], ..StepValues::default() }, &mut values);
+        b.upload_stat(&normals(3, step, arena.len()), student.grads.all_mut());
+        student.update(&b, &values);
+    }
+    let read = |buffer: &_| b.download_data(Storage::all(buffer)).unwrap();
+    let gradients = |student: &mut Network<Cpu<f32>>| {
+        let adapters = student.adapters.as_mut().unwrap();
+        adapters.gradients(&b, &student.grads);
+        b.download_stat(adapters.grads.all()).unwrap()
+    };
+    let (before, gradient) = (read(&student.params), gradients(&mut student));
+    let mut average = b.alloc_data(arena.len()).unwrap();
+    student.average_into(&b, &mut average);
+    close("the average", &read(&average), &student.averaged_weights(&b).unwrap(), 1e-6);
+    assert!(relative_error(&read(&average), &before) > 1e-3, "the average is the student itself");
+    same_bits("the student", &read(&student.params), &before);
+    same_bits("what its next gradients are taken with", &gradients(&mut student), &gradient);
 }
