@@ -68,6 +68,7 @@ fn set_takes_toml_values_bare_words_and_lists() {
         "run_dir=2024",
         "optim.student.lr=1",
         "sample.sampler=euler",
+        "lora.targets=attention,attn2.to_q",
     ])
     .unwrap();
     assert_eq!(config.teacher.checkpoint, "my teacher.safetensors");
@@ -76,6 +77,7 @@ fn set_takes_toml_values_bare_words_and_lists() {
     assert_eq!(config.run_dir, PathBuf::from("2024"));
     assert_eq!(config.optim.student.lr, 1.0);
     assert_eq!(config.sample.sampler, SamplerChoice::Euler);
+    assert_eq!(config.lora.targets, ["attention", "attn2.to_q"]);
 }
 
 #[test]

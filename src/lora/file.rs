@@ -72,7 +72,10 @@ impl LoraFile {
         }
         refuse_unknown(&path, &unknown)?;
         let config = config(&file)?;
-        let about = file.metadata().get(ABOUT).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+        let about = match file.metadata().get(ABOUT) {
+            Some(text) => serde_json::from_str(text).map_err(|e| Error::file(&path, format!("has damaged `{ABOUT}` metadata ({e})")))?,
+            None => About::default(),
+        };
         let opened = Self { file, config, modules, about, ignored };
         opened.check_parts()?;
         Ok(opened)

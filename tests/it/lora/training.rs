@@ -15,14 +15,17 @@ use ladd_fast::train::checkpoint::{TrainingState, load, save};
 use ladd_fast::train::{AdapterPlan, Checkpointed, DistillSettings, Distiller, Moments, Network, OptimConfig};
 
 use super::{expected, inputs, network, read};
-use crate::devices::{emulated_twice, emulated_with};
-use crate::golden::{Tolerance, close, parameters, positions, relative_error};
+use crate::devices::emulated_with;
+use crate::golden::{Tolerance, close, parameters, positions};
 use crate::lab::same_bits;
 use crate::ladd::accumulation::{Data, config, settings};
 use crate::ladd::finite_differences::losses;
 use crate::ladd::stage::{Samples, Script, Stage};
 use crate::model::{check, direction};
+use crate::operations::on_every_backend;
 use crate::rig::{HostInputs, Rig, Upstream, data, normals, stat};
+
+on_every_backend!(chains: one_step_is_that_of_the_processor);
 
 fn plan(model: &ladd_fast::model::ModelConfig, names: &[&str], rank: usize, scale: f32) -> AdapterPlan {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
@@ -160,15 +163,13 @@ fn one_step<B: Backend>(b: &B) -> [(&'static str, Vec<f32>); 3] {
     ]
 }
 
-#[test]
-fn the_emulated_gpu_agrees_with_the_processor() {
-    let cpu = one_step(&Cpu::<f32>::new());
-    emulated_twice().for_each(|cuda| {
-        for ((what, got), (_, expected)) in one_step(&cuda).iter().zip(&cpu) {
-            println!("{what}: {:.1e}", relative_error(got, expected));
-            close(what, got, expected, Tolerance::Bf16Chain.relative());
-        }
-    });
+fn one_step_is_that_of_the_processor<B: Backend>(b: &B, tolerance: Tolerance) {
+    let exact = one_step(&Cpu::<f64>::new());
+    for ((what, got), (_, expected)) in one_step(b).iter().zip(&exact) {
+        // AdamW's first step is the gradient's sign: where that is next to nothing, rounding turns it.
+        let turned = if what.starts_with("gradients") { 0.0 } else { 1e-3 };
+        close(what, got, expected, tolerance.relative().max(turned));
+    }
 }
 
 fn distiller<B: Backend>(b: &B, settings: DistillSettings) -> Distiller<B> {
