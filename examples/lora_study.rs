@@ -153,16 +153,26 @@ fn panels(rows: &[Row]) -> Vec<Panel> {
     values.into_iter().map(|(title, value)| panel(rows, title, value)).collect()
 }
 
+/// A line for each number of steps and each choice of targets, at the first LoRA student's learning rate.
 fn panel(rows: &[Row], title: &str, value: Value) -> Panel {
+    let lr = rows.iter().find(|row| row.rank > 0).map(|row| row.lr);
+    let students: Vec<&Row> = rows.iter().filter(|row| row.rank > 0 && Some(row.lr) == lr).collect();
+    let mut targets: Vec<String> = students.iter().map(|row| row.targets.join(", ")).collect();
+    targets.dedup();
     let (mut series, mut references) = (Vec::new(), Vec::new());
     for (steps, colour) in steps(rows).into_iter().zip(COLOURS) {
         let name = format!("{steps} step{}", if steps == 1 { "" } else { "s" });
-        let points = rows.iter().filter(|row| row.rank > 0).filter_map(|row| Some((row.rank as f64, value(&of(row, "student", steps)?))));
         let full = rows.iter().find(|row| row.rank == 0).and_then(|row| of(row, "student", steps));
         references.extend(full.map(|q| Reference { name: format!("all weights, {name}"), value: value(&q), colour }));
-        series.push(Series { name, colour, points: points.collect(), stroke: Stroke::Points });
+        for (targets, stroke) in targets.iter().zip([Stroke::Points, Stroke::Dashed]) {
+            let these = students.iter().filter(|row| row.targets.join(", ") == *targets);
+            let points = these.filter_map(|row| Some((row.rank as f64, value(&of(row, "student", steps)?)))).collect();
+            series.push(Series { name: format!("{name}, {targets}"), colour, points, stroke });
+        }
     }
-    let ticks = rows.iter().filter(|row| row.rank > 0).map(|row| row.rank as f64).collect();
+    let mut ticks: Vec<f64> = students.iter().map(|row| row.rank as f64).collect();
+    ticks.sort_by(f64::total_cmp);
+    ticks.dedup();
     Panel {
         title: title.into(),
         across: Across { name: "rank of the adapters".into(), log: true, ticks },
