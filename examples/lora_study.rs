@@ -20,7 +20,7 @@ use serde::Serialize;
 
 type Value = fn(&QualityRecord) -> f64;
 
-const COLOURS: [Rgb<u8>; 3] = [Rgb([0, 114, 178]), Rgb([213, 94, 0]), Rgb([0, 158, 115])];
+const COLOURS: [Rgb<u8>; 4] = [Rgb([0, 114, 178]), Rgb([213, 94, 0]), Rgb([0, 158, 115]), Rgb([110, 116, 128])];
 const MARKERS: [&str; 2] = ["<!-- results begin -->", "<!-- results end -->"];
 
 /// One run.
@@ -150,35 +150,40 @@ fn table(rows: &[Row]) -> String {
 fn panels(rows: &[Row]) -> Vec<Panel> {
     let values: [(&str, Value); 2] =
         [("Fréchet distance, lower is better", |q| q.fd), ("Diversity, 1 is that of real images", |q| q.diversity)];
-    values.into_iter().map(|(title, value)| panel(rows, title, value)).collect()
+    let each = |(title, value): (&str, Value)| steps(rows).into_iter().map(|n| panel(rows, title, value, n)).collect::<Vec<_>>();
+    values.into_iter().flat_map(each).collect()
 }
 
-/// A line for each number of steps and each choice of targets, at the first LoRA student's learning rate.
-fn panel(rows: &[Row], title: &str, value: Value) -> Panel {
+/// A line for each choice of targets, at the first LoRA student's learning rate.
+fn panel(rows: &[Row], title: &str, value: Value, steps: usize) -> Panel {
     let lr = rows.iter().find(|row| row.rank > 0).map(|row| row.lr);
     let students: Vec<&Row> = rows.iter().filter(|row| row.rank > 0 && Some(row.lr) == lr).collect();
     let mut targets: Vec<String> = students.iter().map(|row| row.targets.join(", ")).collect();
     targets.dedup();
-    let (mut series, mut references) = (Vec::new(), Vec::new());
-    for (steps, colour) in steps(rows).into_iter().zip(COLOURS) {
-        let name = format!("{steps} step{}", if steps == 1 { "" } else { "s" });
-        let full = rows.iter().find(|row| row.rank == 0).and_then(|row| of(row, "student", steps));
-        references.extend(full.map(|q| Reference { name: format!("all weights, {name}"), value: value(&q), colour }));
-        for (targets, stroke) in targets.iter().zip([Stroke::Points, Stroke::Dashed]) {
-            let these = students.iter().filter(|row| row.targets.join(", ") == *targets);
-            let points = these.filter_map(|row| Some((row.rank as f64, value(&of(row, "student", steps)?)))).collect();
-            series.push(Series { name: format!("{name}, {targets}"), colour, points, stroke });
+    let series = targets.iter().zip(COLOURS).map(|(targets, colour)| {
+        let these = students.iter().filter(|row| row.targets.join(", ") == *targets);
+        let points = these.filter_map(|row| Some((row.rank as f64, value(&of(row, "student", steps)?)))).collect();
+        Series {
+            name: format!("adapters of {}", if targets == "all" { "all matrices" } else { targets }),
+            colour,
+            points,
+            stroke: Stroke::Points,
         }
-    }
+    });
+    let reference = |name: &str, network: &str, colour| {
+        let row = rows.iter().find(|row| row.rank == 0).and_then(|row| of(row, network, steps));
+        row.map(|q| Reference { name: name.into(), value: value(&q), colour })
+    };
     let mut ticks: Vec<f64> = students.iter().map(|row| row.rank as f64).collect();
     ticks.sort_by(f64::total_cmp);
     ticks.dedup();
+    let references = [reference("all weights trained", "student", COLOURS[2]), reference("before LADD", "before", COLOURS[3])];
     Panel {
-        title: title.into(),
+        title: format!("{title}, {steps} step{}", if steps == 1 { "" } else { "s" }),
         across: Across { name: "rank of the adapters".into(), log: true, ticks },
         log: false,
         include: vec![0.0],
-        series,
-        references,
+        series: series.collect(),
+        references: references.into_iter().flatten().collect(),
     }
 }
