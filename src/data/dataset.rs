@@ -192,7 +192,7 @@ pub fn verify(folder: impl AsRef<Path>, progress: &(dyn Fn(u64, u64) + Sync)) ->
 fn complete(folder: &Path) -> Result<Manifest> {
     let manifest = Manifest::read(folder)?;
     let (count, total) = (manifest.count(), manifest.settings.total);
-    if count == total {
+    if manifest.missing() == 0 && count > 0 {
         return Ok(manifest);
     }
     Err(Error::file(

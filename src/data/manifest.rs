@@ -23,31 +23,135 @@ const HASH_CHUNK: usize = 4 << 20;
 pub(crate) const LATENTS: &str = "latents";
 /// Tensor of the prompts' places in the table, `[n]`, U32.
 pub(crate) const PROMPT_INDEX: &str = "prompt_index";
-/// Tensor of the seeds the latents were drawn with, `[n]`, I64.
+/// Tensor of the seeds the latents were drawn with, or of the numbers of the pictures they were made from, `[n]`, I64.
 pub(crate) const SEEDS: &str = "seeds";
 
 /// Everything that decides what the latents are. The same settings give the same data set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "Stored", into = "Stored")]
 pub struct DatasetSettings {
+    /// What the latents were made from.
+    pub origin: Origin,
+    /// The settings of the network they are for.
+    pub pipeline: Pipeline,
+    /// Seed of the data set.
+    pub seed: u64,
+    /// How the latents are stored.
+    pub dtype: Dtype,
+    /// Number of samples when it is complete; pictures that turn out to be unusable count too, see [`Manifest::skipped`].
+    pub total: usize,
+    /// The different prompts; samples refer to them by place.
+    pub prompts: Vec<String>,
+}
+
+/// What latents were made from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Origin {
+    /// Drawn by a teacher.
+    Synthesized(Synthesis),
+    /// Encoded from pictures.
+    Prepared(Preparation),
+}
+
+/// How a teacher drew latents.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Synthesis {
     /// Fingerprint of the teacher, see [`crate::format::Checkpoint::fingerprint`].
     pub teacher: String,
-    /// The teacher's settings.
-    pub pipeline: Pipeline,
     /// Guidance scale; 1 is unguided.
     pub guidance: f32,
     /// `euler` or another sampler.
     pub sampler: String,
     /// Sampling steps.
     pub sampler_steps: usize,
-    /// Seed of the data set.
-    pub seed: u64,
-    /// How the latents are stored.
-    pub dtype: Dtype,
-    /// Number of samples when it is complete.
-    pub total: usize,
-    /// The different prompts; samples refer to them by place.
-    pub prompts: Vec<String>,
+}
+
+/// How pictures became latents.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Preparation {
+    /// SHA-256 over the names and sizes of the pictures.
+    pub pictures: String,
+    /// Fingerprint of the autoencoder; empty where the codec is part of the network's settings.
+    pub autoencoder: String,
+    /// Most pixels of a picture.
+    pub area: usize,
+    /// Sides are multiples of it, in pixels.
+    pub multiple: usize,
+    /// Largest ratio of the sides.
+    pub max_ratio: f64,
+    /// Shortest side of a picture that is used.
+    pub min_side: usize,
+    /// `subject` or `center`.
+    pub crop: String,
+    /// What is behind transparent pixels, `#rrggbb`.
+    pub background: String,
+}
+
+/// The settings as `manifest.json` holds them: a synthesis has its keys at the top level, as before there were others.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    teacher: Option<String>,
+    pipeline: Pipeline,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    guidance: Option<f32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sampler: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sampler_steps: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    prepared: Option<Preparation>,
+    seed: u64,
+    dtype: Dtype,
+    total: usize,
+    prompts: Vec<String>,
+}
+
+impl TryFrom<Stored> for DatasetSettings {
+    type Error = &'static str;
+
+    fn try_from(stored: Stored) -> Result<Self, Self::Error> {
+        let Stored { teacher, pipeline, guidance, sampler, sampler_steps, prepared, seed, dtype, total, prompts } = stored;
+        let origin = match (teacher, guidance, sampler, sampler_steps, prepared) {
+            (Some(teacher), Some(guidance), Some(sampler), Some(sampler_steps), None) => {
+                Origin::Synthesized(Synthesis { teacher, guidance, sampler, sampler_steps })
+            }
+            (None, None, None, None, Some(preparation)) => Origin::Prepared(preparation),
+            _ => return Err("the settings must hold teacher, guidance, sampler and sampler_steps, or else prepared"),
+        };
+        Ok(Self { origin, pipeline, seed, dtype, total, prompts })
+    }
+}
+
+impl From<DatasetSettings> for Stored {
+    fn from(settings: DatasetSettings) -> Self {
+        let DatasetSettings { origin, pipeline, seed, dtype, total, prompts } = settings;
+        let (synthesis, prepared) = match origin {
+            Origin::Synthesized(synthesis) => (Some(synthesis), None),
+            Origin::Prepared(preparation) => (None, Some(preparation)),
+        };
+        let (guidance, sampler_steps) = (synthesis.as_ref().map(|s| s.guidance), synthesis.as_ref().map(|s| s.sampler_steps));
+        let (teacher, sampler) = synthesis.map(|s| (s.teacher, s.sampler)).unzip();
+        Self { teacher, pipeline, guidance, sampler, sampler_steps, prepared, seed, dtype, total, prompts }
+    }
+}
+
+impl Origin {
+    /// The first setting that is out of range, in words.
+    fn problem(&self) -> Option<String> {
+        match self {
+            Self::Synthesized(synthesis) if !synthesis.guidance.is_finite() => {
+                Some(format!("guidance = {} must be a finite number", synthesis.guidance))
+            }
+            Self::Synthesized(synthesis) if synthesis.sampler_steps == 0 => Some("sampler_steps must be at least 1".into()),
+            Self::Prepared(preparation) if preparation.multiple == 0 || preparation.area < preparation.multiple => {
+                Some(format!("pictures of {} pixels cannot have sides of {}", preparation.area, preparation.multiple))
+            }
+            _ => None,
+        }
+    }
 }
 
 impl DatasetSettings {
@@ -57,10 +161,8 @@ impl DatasetSettings {
     /// Names the setting that is out of range.
     pub fn validate(&self) -> Result<()> {
         self.pipeline.validate()?;
-        let problem = if !self.guidance.is_finite() {
-            format!("guidance = {} must be a finite number", self.guidance)
-        } else if self.sampler_steps == 0 {
-            "sampler_steps must be at least 1".into()
+        let problem = if let Some(problem) = self.origin.problem() {
+            problem
         } else if self.total == 0 || self.total > u32::MAX as usize {
             format!("total = {} must be between 1 and {}", self.total, u32::MAX)
         } else if self.dtype == Dtype::BF16 {
@@ -141,18 +243,24 @@ pub struct Manifest {
     /// Samples of a shard that is not full yet, kept by an interrupted process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending: Option<ShardInfo>,
+    /// Pictures that could not be used, known when all were looked at.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skipped: usize,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 impl Manifest {
     pub(crate) fn new(settings: DatasetSettings) -> Self {
-        Self {
-            version: VERSION,
-            created_by: format!("ladd-fast {}", env!("CARGO_PKG_VERSION")),
-            settings,
-            shards: Vec::new(),
-            part: None,
-            pending: None,
-        }
+        let created_by = format!("ladd-fast {}", env!("CARGO_PKG_VERSION"));
+        Self { version: VERSION, created_by, settings, shards: Vec::new(), part: None, pending: None, skipped: 0 }
+    }
+
+    /// Samples still missing.
+    pub fn missing(&self) -> usize {
+        self.settings.total.saturating_sub(self.count().saturating_add(self.skipped))
     }
 
     /// Samples in the complete shards.
@@ -207,7 +315,7 @@ impl Manifest {
         if let Some(shard) = manifest.shards.iter().chain(&manifest.pending).find(outside) {
             return Err(format!("names the shard `{}`, which is not a file of its own folder", shard.file));
         }
-        if manifest.count() > manifest.settings.total {
+        if manifest.count().saturating_add(manifest.skipped) > manifest.settings.total {
             return Err(format!("lists {} samples of {}", manifest.count(), manifest.settings.total));
         }
         if let Some(part) = manifest.part.filter(|part| part.index >= part.of || part.shard_size == 0) {
@@ -323,5 +431,41 @@ fn compare(key: &str, a: &Value, b: &Value, found: &mut Vec<String>) {
         (Value::Array(left), Value::Array(right)) => found.push(format!("{key}: {} entries, now {}", left.len(), right.len())),
         _ if a != b => found.push(format!("{key}: {a}, now {b}")),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::writer::tests::settings;
+
+    #[test]
+    fn a_synthesis_is_stored_as_it_always_was() {
+        let settings = settings(8, Dtype::F16);
+        let json = serde_json::to_string(&settings).unwrap();
+        assert!(json.starts_with(r#"{"teacher":"f00d","pipeline":"#), "{json}");
+        assert!(json.contains(r#""guidance":2.0,"sampler":"euler","sampler_steps":20,"seed":7,"#) && !json.contains("prepared"), "{json}");
+        assert_eq!(serde_json::from_str::<DatasetSettings>(&json).unwrap(), settings);
+    }
+
+    #[test]
+    fn a_preparation_survives_and_contradictions_do_not() {
+        let preparation = Preparation {
+            pictures: "ab".into(),
+            autoencoder: String::new(),
+            area: 1024,
+            multiple: 8,
+            max_ratio: 2.0,
+            min_side: 16,
+            crop: "subject".into(),
+            background: "#ffffff".into(),
+        };
+        let prepared = DatasetSettings { origin: Origin::Prepared(preparation.clone()), ..settings(8, Dtype::F16) };
+        let json = serde_json::to_string(&prepared).unwrap();
+        assert_eq!(serde_json::from_str::<DatasetSettings>(&json).unwrap(), prepared);
+        let both = json.replacen('{', r#"{"teacher":"f00d","#, 1);
+        assert!(serde_json::from_str::<DatasetSettings>(&both).unwrap_err().to_string().contains("or else prepared"));
+        let empty = Origin::Prepared(Preparation { multiple: 0, ..preparation });
+        assert!(DatasetSettings { origin: empty, ..prepared }.validate().is_err());
     }
 }

@@ -90,7 +90,17 @@ impl ShardWriter {
 
     /// Samples still to be pushed.
     pub fn remaining(&self) -> usize {
-        self.total.saturating_sub(self.written())
+        self.total.saturating_sub(self.written().saturating_add(self.manifest.skipped))
+    }
+
+    /// Shape and seeds of each complete shard, in order.
+    ///
+    /// # Errors
+    /// When a shard cannot be read.
+    pub fn shards(&self) -> Result<Vec<([usize; 3], Vec<i64>)>> {
+        let prompts = self.manifest.settings.prompts.len();
+        let seeds = |shard: &ShardInfo| Ok((shard.shape, shard.open(&self.folder, prompts)?.0.i64(SEEDS)?));
+        self.manifest.shards.iter().map(seeds).collect()
     }
 
     /// Adds the next sample: its latent of `shape` `[C, H, W]`, the place of its prompt in the table, its seed. Samples of
@@ -157,8 +167,20 @@ impl ShardWriter {
     ///
     /// # Errors
     /// When it cannot be written, or fewer samples were pushed than the settings announce.
-    pub fn finish(mut self) -> Result<Manifest> {
+    pub fn finish(self) -> Result<Manifest> {
+        self.finish_without(0)
+    }
+
+    /// As [`ShardWriter::finish`], where `skipped` pictures could not be used.
+    ///
+    /// # Errors
+    /// As [`ShardWriter::finish`].
+    pub fn finish_without(mut self, skipped: usize) -> Result<Manifest> {
         self.flush()?;
+        if skipped > 0 && self.manifest.skipped == 0 {
+            self.manifest.skipped = skipped;
+            self.manifest.write(&self.folder)?;
+        }
         match self.remaining() {
             0 => Ok(self.manifest),
             missing => Err(Error::file(&self.folder, format!("lacks {missing} of {} latents", self.total))),
@@ -184,7 +206,7 @@ impl ShardWriter {
             return fail(format!("prompt {prompt} is not among the {} of the data set", settings.prompts.len()));
         }
         match latent.iter().find(|value| !value.is_finite()) {
-            Some(bad) => fail(format!("holds {bad}: the teacher has diverged, check its checkpoint and the guidance")),
+            Some(bad) => fail(format!("holds {bad}: the network that made it has diverged, check its checkpoint and the guidance")),
             None => Ok(()),
         }
     }
@@ -334,9 +356,10 @@ fn resume(folder: &Path, mut manifest: Manifest, fresh: Manifest, shard_size: us
     let check = |shard: &ShardInfo| shard.open(folder, prompts).and_then(|(file, _)| shard.verify(&file, |_| ()));
     let bad = manifest.shards.par_iter().map(check).enumerate().find_first(|(_, outcome)| outcome.is_err());
     if let Some((number, Err(error))) = bad {
-        tracing::warn!("{error}; drawing again from this shard on");
+        tracing::warn!("{error}; making all again from this shard on");
         manifest.shards.truncate(number);
         manifest.pending = None;
+        manifest.skipped = 0;
     }
     let mut pending = Pending::default();
     if let Some(kept) = &manifest.pending {
@@ -355,7 +378,7 @@ fn resume(folder: &Path, mut manifest: Manifest, fresh: Manifest, shard_size: us
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::data::LatentDataset;
+    use crate::data::{LatentDataset, Origin, Synthesis};
     use crate::format::{Dtype, Pipeline, Role};
     use crate::model::ModelConfig;
     use crate::text::TextConfig;
@@ -375,7 +398,7 @@ pub(crate) mod tests {
             dual_attention_blocks: 0,
         };
         DatasetSettings {
-            teacher: "f00d".into(),
+            origin: Origin::Synthesized(Synthesis { teacher: "f00d".into(), guidance: 2.0, sampler: "euler".into(), sampler_steps: 20 }),
             pipeline: Pipeline {
                 model,
                 codec: CodecConfig::External { channels: 4, downscale: 8 },
@@ -385,9 +408,6 @@ pub(crate) mod tests {
                 role: Role::Teacher,
                 notes: Default::default(),
             },
-            guidance: 2.0,
-            sampler: "euler".into(),
-            sampler_steps: 20,
             seed: 7,
             dtype,
             total,
@@ -469,7 +489,8 @@ pub(crate) mod tests {
         let folder = tempfile::tempdir().unwrap();
         drop(ShardWriter::open(folder.path(), settings(8, Dtype::F32), 4).unwrap());
         let mut other = settings(8, Dtype::F32);
-        other.guidance = 3.0;
+        let Origin::Synthesized(synthesis) = &mut other.origin else { unreachable!() };
+        synthesis.guidance = 3.0;
         other.pipeline.model.depth = 5;
         other.pipeline.notes.insert("irrelevant".into(), "text".into());
         other.prompts[1] = "dress".into();

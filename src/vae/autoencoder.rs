@@ -64,6 +64,7 @@ pub struct Autoencoder {
     encoder: Encoder,
     decoder: Decoder,
     tile: usize,
+    fingerprint: String,
 }
 
 /// Mean and standard deviation of the latents of an image, each `[n, C, H, W]`, unscaled.
@@ -102,7 +103,7 @@ impl Autoencoder {
         config.validate().map_err(|cause| Error::file(part.origin(), cause))?;
         let encoder = part.build(DType::F32, |weights| Encoder::new(weights.pp("encoder"), &config))?;
         let decoder = part.build(DType::F32, |weights| Decoder::new(weights.pp("decoder"), &config))?;
-        Ok(Self { config, encoder, decoder, tile: 128 })
+        Ok(Self { config, encoder, decoder, tile: 128, fingerprint: part.fingerprint()? })
     }
 
     /// Works on tiles of `tile` latent positions, a multiple of 4; 128, a megapixel for Stable Diffusion 3, unless said.
@@ -115,6 +116,11 @@ impl Autoencoder {
     /// The configuration.
     pub fn config(&self) -> &AutoencoderConfig {
         &self.config
+    }
+
+    /// Tells these weights from others.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
     /// Pixels per latent position and axis.

@@ -1,0 +1,93 @@
+//! Reads pictures that were found, in chunks and in parallel, and brings them to their buckets. Which pixels come out depends
+//! on the picture alone, not on what is read with it. Called by `ladd-fast prepare`.
+
+use std::io;
+
+use image::RgbImage;
+use rayon::prelude::*;
+
+use super::archive::Stream;
+use super::crop::{self, Crop};
+use super::{AspectBuckets, Picture, Place, Source, iconify, picture};
+
+/// Largest file of a picture.
+const MOST_BYTES: u64 = 1 << 29;
+
+/// How pictures are brought to their size.
+#[derive(Clone, Debug)]
+pub struct Fitting {
+    /// The sizes.
+    pub buckets: AspectBuckets,
+    /// Shortest side of a picture that is used.
+    pub min_side: u32,
+    /// Which part is kept.
+    pub crop: Crop,
+    /// What is behind transparent pixels.
+    pub background: [u8; 3],
+}
+
+/// The sources, open for reading.
+#[derive(Debug)]
+pub struct Library<'a> {
+    sources: &'a [Source],
+    open: Option<(usize, Stream)>,
+}
+
+/// The bytes of a picture, or where they are.
+enum Raw<'a> {
+    Bytes(io::Result<Vec<u8>>),
+    File(&'a std::path::Path),
+    Svg(&'a str),
+}
+
+impl<'a> Library<'a> {
+    /// A library of what [`super::find`] found in these sources.
+    pub fn new(sources: &'a [Source]) -> Self {
+        Self { sources, open: None }
+    }
+
+    /// The pictures at the sizes of their buckets, or why they cannot be used. Archives are read fastest in their order.
+    pub fn pictures(&mut self, chunk: &[&Picture], fitting: &Fitting) -> Vec<Result<RgbImage, String>> {
+        let raw: Vec<_> = chunk.iter().map(|picture| self.raw(picture)).collect();
+        chunk.par_iter().zip(raw).map(|(picture, raw)| fitted(picture, raw?, fitting)).collect()
+    }
+
+    /// Archives are read here, one member after the other; files later, in parallel.
+    fn raw<'p>(&mut self, picture: &'p Picture) -> Result<Raw<'p>, String> {
+        if picture.bytes > MOST_BYTES {
+            return Err(format!("has {} bytes; up to {MOST_BYTES} are read", picture.bytes));
+        }
+        Ok(match &picture.place {
+            Place::File(path) => Raw::File(path),
+            Place::Svg(svg) => Raw::Svg(svg),
+            Place::Member(offset) => Raw::Bytes(self.member(picture.source, *offset, picture.bytes)),
+        })
+    }
+
+    fn member(&mut self, source: usize, offset: u64, count: u64) -> io::Result<Vec<u8>> {
+        let mut stream = match self.open.take() {
+            Some((number, stream)) if number == source => stream,
+            _ => Stream::open(self.sources.get(source).ok_or(io::ErrorKind::NotFound)?.path())?,
+        };
+        let bytes = stream.read(offset, count);
+        self.open = Some((source, stream));
+        bytes
+    }
+}
+
+fn fitted(picture: &Picture, raw: Raw<'_>, fitting: &Fitting) -> Result<RgbImage, String> {
+    let unreadable = |error: io::Error| format!("cannot be read: {error}");
+    let image = match raw {
+        Raw::Bytes(bytes) => picture::decode(&bytes.map_err(unreadable)?, fitting.background)?,
+        Raw::File(path) => picture::decode(&std::fs::read(path).map_err(unreadable)?, fitting.background)?,
+        Raw::Svg(svg) => {
+            let (width, height) = fitting.buckets.nearest(1, 1);
+            iconify::render(svg, width.max(height) as u32, fitting.background).map_err(|cause| format!("{}: {cause}", picture.name))?
+        }
+    };
+    let (width, height) = image.dimensions();
+    if width.min(height) < fitting.min_side {
+        return Err(format!("has {width}x{height} pixels: its shorter side is below {}", fitting.min_side));
+    }
+    crop::fit(&image, fitting.buckets.nearest(width, height), fitting.crop)
+}
