@@ -1,5 +1,7 @@
 //! `ladd-fast eval`: Fréchet distance, accuracy and diversity of a network against the demo's test set.
 
+mod pairs;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -24,9 +26,11 @@ Examples:
   ladd-fast eval --network runs/NAME
   ladd-fast eval --network builtin --steps 8,25 --guidance 2
   ladd-fast eval --network runs/NAME --samples 5000 --out results
+  ladd-fast eval --network runs/emoji --pairs data/emoji-small --out results
 
-A student is measured unguided with the renoise sampler, a teacher guided and unguided with Euler. Only networks of the
-demo can be measured: the classifier knows nothing but its images.")]
+A student is measured unguided with the renoise sampler, a teacher guided and unguided with Euler. Fréchet distance and accuracy
+are for networks of the demo alone: the classifier knows nothing but its images. For the emoji, --pairs compares with the true
+pictures of pairs of style and object, trained on and held out (docs/emoji.md).")]
 pub struct Arguments {
     /// The network: a run folder, a checkpoint, or `builtin`.
     #[arg(long, value_name = "PATH", default_value = "builtin")]
@@ -45,7 +49,10 @@ pub struct Arguments {
     /// Seed.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Folder for results.json and results.md.
+    /// Folder of emoji from `prepare`: measures pairs of style and object.
+    #[arg(long, value_name = "FOLDER", conflicts_with = "samples")]
+    pairs: Option<PathBuf>,
+    /// Folder for results.json and results.md, or pairs.json, pairs.md and pairs.png.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
 }
@@ -65,6 +72,15 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
     let mut loaded = network::load(&arguments.network)?;
     arguments.loras.apply(&mut loaded)?;
     let pipeline = loaded.pipeline();
+    if let Some(folder) = &arguments.pairs {
+        let settings = match pipeline.role {
+            Role::Student => student_settings(&config.eval),
+            Role::Teacher => teacher_settings(&config.eval, pipeline),
+        };
+        settings.iter().try_for_each(|s| s.times().map(drop))?;
+        let device = Device::open(&config.device, config.deterministic)?;
+        return on_device!(device, |b| pairs::run(b, &config, &loaded, &settings, folder, arguments.out.as_deref()));
+    }
     let encoders = Encoders::new(&config.encoders, pipeline, &loaded.name);
     let bench = Bench::new(&encoders, &config.eval, config.seed, &[])?.filter(Bench::measures);
     let bench = bench.ok_or_else(|| {

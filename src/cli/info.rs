@@ -7,7 +7,7 @@ use clap::Args;
 use super::common;
 use super::common::{Device, Globals, Loaded, Outcome, network, output};
 use crate::config::PRESETS;
-use crate::data::Manifest;
+use crate::data::{Manifest, Origin, Preparation, Synthesis};
 use crate::model::ModelConfig;
 use crate::train::{Record, RunFolder};
 use crate::{Error, Result};
@@ -145,19 +145,34 @@ fn latents(path: &Path, verify: bool) -> Result<Vec<String>> {
     manifest.shards.iter().for_each(|shard| *shapes.entry(shard.shape).or_insert(0) += shard.count);
     let shapes: Vec<_> = shapes.iter().map(|([c, h, w], count)| format!("{count} of {c}x{h}x{w}")).collect();
     let verified = if verify { ", all checksums right" } else { "" };
-    Ok(vec![
+    let mut lines = vec![
         entry("latents", path.display()),
         entry(
             "complete",
             format!("{count} of {} in {} shards, {:.1} MB{verified}", settings.total, manifest.shards.len(), bytes as f64 / 1e6),
         ),
         entry("shapes", shapes.join(", ")),
-        entry("sampler", format!("{}, {} steps, guidance {}", settings.sampler, settings.sampler_steps, settings.guidance)),
         entry("seed", settings.seed),
         entry("prompts", format!("{}, such as {:?}", settings.prompts.len(), settings.prompts.first().map_or("", String::as_str))),
-        entry("teacher", &settings.teacher),
-        entry("made by", &manifest.created_by),
-    ])
+    ];
+    lines.extend(origin(&settings.origin));
+    if manifest.skipped > 0 {
+        lines.push(entry("skipped", format!("{} pictures that could not be used", manifest.skipped)));
+    }
+    lines.push(entry("made by", &manifest.created_by));
+    Ok(lines)
+}
+
+/// What latents were made from.
+fn origin(origin: &Origin) -> Vec<String> {
+    match origin {
+        Origin::Synthesized(Synthesis { teacher, guidance, sampler, sampler_steps }) => {
+            vec![entry("sampler", format!("{sampler}, {sampler_steps} steps, guidance {guidance}")), entry("teacher", teacher)]
+        }
+        Origin::Prepared(Preparation { area, multiple, max_ratio, crop, .. }) => {
+            vec![entry("pictures", format!("up to {area} pixels, sides multiples of {multiple}, ratio up to {max_ratio}, crop {crop}"))]
+        }
+    }
 }
 
 fn run_folder(path: &Path) -> Result<Vec<String>> {

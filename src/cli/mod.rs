@@ -9,6 +9,7 @@ mod eval;
 mod export;
 mod info;
 mod lora;
+mod prepare;
 mod pretrain;
 mod sample;
 mod study;
@@ -50,6 +51,7 @@ enum Command {
     Sample(sample::Arguments),
     Eval(eval::Arguments),
     Export(export::Arguments),
+    Prepare(prepare::Arguments),
     Synthesize(synthesize::Arguments),
     Pretrain(pretrain::Arguments),
     Study(study::Arguments),
@@ -80,6 +82,7 @@ fn run(cli: &Cli) -> Result<(), Stop> {
         Command::Sample(arguments) => sample::run(&cli.globals, arguments),
         Command::Eval(arguments) => eval::run(&cli.globals, arguments),
         Command::Export(arguments) => export::run(&cli.globals, arguments),
+        Command::Prepare(arguments) => prepare::run(&cli.globals, arguments),
         Command::Synthesize(arguments) => synthesize::run(&cli.globals, arguments),
         Command::Pretrain(arguments) => pretrain::run(&cli.globals, arguments),
         Command::Study(arguments) => study::run(&cli.globals, arguments),

@@ -1,8 +1,8 @@
-//! `ladd-fast pretrain`: rectified-flow training of a teacher on Fashion-MNIST, for those who have none. The built-in
-//! teacher was made by it.
+//! `ladd-fast pretrain`: rectified-flow training of a teacher on Fashion-MNIST or on prepared pictures, for those who have none.
+//! The built-in teacher was made by it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,7 +13,8 @@ use super::common::measure::{Bench, teacher_settings};
 use super::common::network::Finished;
 use super::common::progress::duration;
 use super::common::{
-    Device, Encoders, Ending, Globals, Loaded, Outcome, Painter, Progress, Stop, interrupt, network, number, output, path, start_threads,
+    Device, Encoders, Ending, Globals, Loaded, Outcome, Painter, Progress, Stop, interrupt, latents, network, number, output, path,
+    start_threads,
 };
 use crate::config::Config;
 use crate::data::fashion_mnist::{CLASS_NAMES, IMAGE_SHAPE, Split};
@@ -29,26 +30,26 @@ use crate::train::{PretrainRecord, PretrainSettings, Pretrainer, Record, RunFold
 use crate::vae::CodecConfig;
 use crate::{Error, Result};
 
-/// Side of the DCT blocks: 32 x 32 pixels become 16 channels of 8 x 8.
-const BLOCK: usize = 4;
 /// Images that the scales of the latents are fitted to.
 const FITTED: usize = 10_000;
-/// Words of a caption that are used.
-const TOKENS: usize = 4;
 
-/// Train a teacher on Fashion-MNIST.
+/// Train a teacher on Fashion-MNIST, or on prepared pictures.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   scripts/get-demo-data                                 fetches the images
   ladd-fast pretrain --images data/fashion-mnist
   ladd-fast pretrain --images data/fashion-mnist --steps 4000 --set model.hidden=256 --run runs/teacher
+  ladd-fast pretrain --data data/emoji-small --preset emoji-small    on what `prepare` made
   ladd-fast pretrain --run runs/teacher --resume
   ladd-fast distill --teacher runs/teacher")]
 pub struct Arguments {
     /// Folder of the Fashion-MNIST files.
     #[arg(long, value_name = "FOLDER")]
     images: Option<PathBuf>,
+    /// Folder of latents from `prepare`, instead of Fashion-MNIST.
+    #[arg(long, value_name = "FOLDER", conflicts_with = "images")]
+    data: Option<PathBuf>,
     /// Optimiser steps.
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
@@ -79,6 +80,7 @@ enum Precision {
 pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
     let flags = vec![
         path("data.images", "--images", arguments.images.as_ref()),
+        path("data.shards", "--data", arguments.data.as_ref()),
         number("pretrain.steps", "--steps", arguments.steps),
         number("pretrain.batch", "--batch", arguments.batch),
         number("seed", "--seed", arguments.seed),
@@ -118,20 +120,51 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
 
 /// The training set as latents, and the settings of the network that will draw them.
 pub(super) fn prepare(config: &Config) -> Result<(Arc<LatentDataset>, Pipeline)> {
-    if config.data.latent != "dct" || config.data.text != "words" {
-        return Err(Error::Config("pretrain trains the demo's kind of teacher: data.latent = \"dct\" and data.text = \"words\"".into()));
+    if config.data.shards.is_empty() { fashion_mnist(config) } else { prepared(config) }
+}
+
+/// Latents that `ladd-fast prepare` made.
+fn prepared(config: &Config) -> Result<(Arc<LatentDataset>, Pipeline)> {
+    let folder = Path::new(&config.data.shards);
+    let dataset = latents::open(folder)?;
+    if dataset.buckets().len() > 1 {
+        let sizes = dataset.buckets().len();
+        return Err(Error::file(
+            folder,
+            format!("holds pictures of {sizes} sizes, pretrain takes one: prepare them with prepare.max_ratio=1"),
+        ));
     }
-    let images = FashionMnist::load(&config.data.images, Split::Train)?;
-    let codec = CodecConfig::fit(BLOCK, &images.images(0..FITTED), IMAGE_SHAPE, config.data.whiten)?;
-    let text = TextConfig::Words { dim: config.model.context_dim, tokens: TOKENS };
+    let Some(settings) = dataset.settings() else { return Err(Error::file(folder, "has no manifest: make it with `ladd-fast prepare`")) };
+    let notes = notes(config, &format!("{} pictures from {}", dataset.len(), folder.display()));
+    let pipeline = Pipeline { model: config.model.clone(), role: Role::Teacher, notes, ..settings.pipeline.clone() };
+    pipeline
+        .validate()
+        .map_err(|error| Error::file(folder, format!("does not fit this network ({error}): use the preset it was prepared with")))?;
+    let [_, height, width] = dataset.shape(0)?;
+    pipeline.model.grid(height, width)?;
+    Ok((Arc::new(dataset), pipeline))
+}
+
+/// Where the network comes from.
+fn notes(config: &Config, data: &str) -> BTreeMap<String, String> {
     let notes = [
         ("made_by", format!("ladd-fast {} pretrain", env!("CARGO_PKG_VERSION"))),
-        ("data", "Fashion-MNIST, 60000 training images".to_owned()),
+        ("data", data.to_owned()),
         ("steps", config.pretrain.steps.to_string()),
         ("batch", config.pretrain.batch.to_string()),
         ("seed", config.seed.to_string()),
     ];
-    let notes: BTreeMap<_, _> = notes.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    notes.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+fn fashion_mnist(config: &Config) -> Result<(Arc<LatentDataset>, Pipeline)> {
+    if config.data.latent != "dct" || config.data.text != "words" {
+        return Err(Error::Config("pretrain trains the demo's kind of teacher: data.latent = \"dct\" and data.text = \"words\"".into()));
+    }
+    let images = FashionMnist::load(&config.data.images, Split::Train)?;
+    let codec = CodecConfig::fit(config.data.block, &images.images(0..FITTED), IMAGE_SHAPE, config.data.whiten)?;
+    let text = TextConfig::Words { dim: config.model.context_dim, tokens: config.data.tokens };
+    let notes = notes(config, "Fashion-MNIST, 60000 training images");
     let pipeline =
         Pipeline { model: config.model.clone(), codec, text, shift: 1.0, spacing: Default::default(), role: Role::Teacher, notes };
     pipeline.validate()?;
@@ -158,7 +191,9 @@ pub(super) fn pretrain<B: Backend>(
     let model = Mmdit::new(b, config.model.clone(), &sinusoidal_grid(&config.model))?;
     let weights = initial_weights(&model, config.seed);
     let [_, height, width] = dataset.shape(0)?;
-    let shape = Shape { batch: settings.batch, height, width, text: TOKENS };
+    let encoders = Encoders::new(&config.encoders, &pipeline, "");
+    let shape = Shape { batch: settings.batch, height, width, text: encoders.tokens()? };
+    let names = if config.data.shards.is_empty() { &[] } else { dataset.prompts() };
     output::note(&format!(
         "training a teacher of {:.1} M parameters on {} images, {} steps of {} on {}; everything goes to {}",
         model.layout().arena.parameters() as f64 / 1e6,
@@ -189,7 +224,7 @@ pub(super) fn pretrain<B: Backend>(
     run.truncate_after(trainer.done())?;
 
     let mut loader = Loader::new(dataset.clone(), config.seed, settings.batch, 1)?;
-    let prompts = Encoders::new(&config.encoders, &pipeline, "").prompts(dataset.prompts())?;
+    let prompts = encoders.prompts(dataset.prompts())?;
     let (mut batch, mut context, mut pooled) = (Batch::default(), Vec::new(), Vec::new());
     let mut progress = Progress::new("training", u64::from(settings.steps), u64::from(trainer.done()));
     while trainer.done() < settings.steps {
@@ -225,26 +260,26 @@ pub(super) fn pretrain<B: Backend>(
         if due(settings.sample_every) || last {
             let weights = trainer.network.averaged_weights(b)?;
             let teacher = Finished::new(b, trainer.model(), &weights, pipeline.clone())?;
-            show(b, config, &teacher.loaded("teacher")?, run, step)?;
+            show(b, config, &teacher.loaded("teacher")?, names, run, step)?;
         }
     }
     progress.finish(&format!("{} steps", settings.steps));
 
     let weights = trainer.network.averaged_weights(b)?;
-    let teacher = Finished::new(b, trainer.model(), &weights, pipeline)?;
+    let teacher = Finished::new(b, trainer.model(), &weights, pipeline.clone())?;
     let file = teacher.save(&run.folder("teacher")?, "teacher", dtype)?;
     drop(trainer);
     let loaded = network::load(&file.to_string_lossy())?; // measured as it was saved
-    measure(b, config, &loaded, run, seconds, ending)
+    measure(b, config, &loaded, names, run, seconds, ending)
 }
 
 /// The curves so far, and a grid of samples.
-fn show<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &RunFolder, step: u32) -> Outcome {
+fn show<B: Backend>(b: &B, config: &Config, teacher: &Loaded, names: &[String], run: &RunFolder, step: u32) -> Outcome {
     let records: Vec<PretrainRecord> =
         run.records()?.into_iter().filter_map(|r| if let Record::Pretrain(record) = r { Some(record) } else { None }).collect();
     save_png(&draw_panels("Pretraining", &pretrain_panels(&records))?, &run.join("curves.png"))?;
     let encoders = Encoders::new(&config.encoders, teacher.pipeline(), &teacher.name);
-    let Some(bench) = Bench::new(&encoders, &config.eval, config.seed, &[])? else { return Ok(()) };
+    let Some(bench) = Bench::new(&encoders, &config.eval, config.seed, names)? else { return Ok(()) };
     let (model, shape) = (teacher.model(b)?, network::latent_shape(teacher.pipeline(), 0, 0)?);
     let params = teacher.params(b)?;
     let mut painter = Painter::new(b, model, &encoders, shape, config.eval.batch, "")?;
@@ -262,10 +297,18 @@ fn show<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &RunFolder, s
 }
 
 /// Measures the teacher, writes the results and says what to open.
-fn measure<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &mut RunFolder, seconds: f64, ending: Ending) -> Outcome {
+fn measure<B: Backend>(
+    b: &B,
+    config: &Config,
+    teacher: &Loaded,
+    names: &[String],
+    run: &mut RunFolder,
+    seconds: f64,
+    ending: Ending,
+) -> Outcome {
     let mut quality = Vec::new();
     let encoders = Encoders::new(&config.encoders, teacher.pipeline(), &teacher.name);
-    if let Some(bench) = Bench::new(&encoders, &config.eval, config.seed, &[])?.filter(Bench::measures) {
+    if let Some(bench) = Bench::new(&encoders, &config.eval, config.seed, names)?.filter(Bench::measures) {
         let settings = teacher_settings(&config.eval, teacher.pipeline());
         let (model, shape) = (teacher.model(b)?, network::latent_shape(teacher.pipeline(), 0, 0)?);
         let params = teacher.params(b)?;

@@ -6,11 +6,13 @@
 
 mod layers;
 mod method;
+mod prepare;
 mod presets;
 mod reference;
 mod sections;
 
 pub use layers::{Flag, Sources};
+pub use prepare::PrepareConfig;
 pub use presets::{PRESETS, Preset, preset};
 pub use reference::reference_markdown;
 pub use sections::{
@@ -53,6 +55,8 @@ pub struct Config {
     pub data: DataConfig,
     /// Text encoders and autoencoder of a Stable Diffusion 3 pipeline.
     pub encoders: EncodersConfig,
+    /// Pictures to latents.
+    pub prepare: PrepareConfig,
     /// Training latents made by the teacher.
     pub synthesize: SynthesizeConfig,
     /// Rectified-flow training of a teacher.
@@ -89,6 +93,7 @@ impl Default for Config {
             teacher: TeacherConfig::default(),
             data: DataConfig::default(),
             encoders: EncodersConfig::default(),
+            prepare: PrepareConfig::default(),
             synthesize: SynthesizeConfig::default(),
             pretrain: PretrainConfig::default(),
             distill: DistillConfig::default(),
@@ -137,6 +142,7 @@ impl Config {
         self.optim.heads.validate("optim.heads")?;
         self.data.validate()?;
         self.encoders.validate()?;
+        self.prepare.validate()?;
         self.synthesize.validate()?;
         self.pretrain.validate()?;
         self.distill.validate()?;

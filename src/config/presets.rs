@@ -14,9 +14,15 @@ pub struct Preset {
 }
 
 /// All presets; the first is the default.
-pub const PRESETS: [Preset; 5] = [
+pub const PRESETS: [Preset; 7] = [
     Preset { name: "demo", about: "the demo: under five minutes on two cores", text: include_str!("presets/demo.toml") },
     Preset { name: "demo-quick", about: "the demo in about a minute, for a first look", text: include_str!("presets/demo-quick.toml") },
+    Preset {
+        name: "emoji-small",
+        about: "the second demo, emoji in colour at 32 pixels, for a processor",
+        text: include_str!("presets/emoji-small.toml"),
+    },
+    Preset { name: "emoji", about: "emoji at 64 pixels, sized for ten minutes of a GPU", text: include_str!("presets/emoji.toml") },
     Preset { name: "sd3-medium", about: "Stable Diffusion 3 medium, 2.0 B parameters", text: include_str!("presets/sd3-medium.toml") },
     Preset {
         name: "sd3.5-medium",

@@ -24,17 +24,23 @@ const MEANINGS: &[(&str, &str)] = &[
     ),
     ("run_dir", "Folder in which every run gets a folder of its own."),
     ("teacher.checkpoint", "The teacher's checkpoint (safetensors), or `builtin` for the demo's teacher that is part of the program."),
-    ("data.shards", "Folder of latent shards to distil on. Empty: the teacher synthesizes them into the run folder first."),
+    (
+        "data.shards",
+        "Folder of latent shards to train on. Empty: in `distill` the teacher synthesizes them into the run folder first, `pretrain` takes \
+         Fashion-MNIST.",
+    ),
     ("data.images", "Folder of the Fashion-MNIST idx files, which only `pretrain` reads (`scripts/get-demo-data` fetches them)."),
     (
         "data.latent",
         "How images become latents: `dct` (the demo's stand-in for a VAE) or `vae`, Stable Diffusion 3's. `pretrain` takes `dct` alone; the rest read it from the network.",
     ),
-    ("data.whiten", "How much `pretrain` whitens the latents' channels: 1 gives each unit variance, 0 scales all alike."),
+    ("data.block", "Side of the blocks of `dct`, in pixels: every block becomes one latent position."),
+    ("data.whiten", "How much the latents' channels of a new network are whitened: 1 gives each unit variance, 0 scales all alike."),
     (
         "data.text",
         "How prompts become embeddings: `words` (the demo's stand-in for text encoders) or `sd3`, CLIP and T5; otherwise as `latent`.",
     ),
+    ("data.tokens", "Words of a prompt that a new network with `words` uses; the rest is cut off."),
     (
         "encoders.path",
         "Folder of a diffusers pipeline (`text_encoder`, ..., `vae`), or an original single file with text encoders and autoencoder. Empty: \
@@ -44,6 +50,23 @@ const MEANINGS: &[(&str, &str)] = &[
     ("encoders.t5", "Whether T5 encodes prompts; without it its rows are zeros, as in diffusers."),
     ("encoders.t5_tokens", "Rows of T5's, 1 to 512. Students must be drawn from with as many as they were distilled with."),
     ("encoders.cache", "Folder in which encoded prompts are kept, 1.3 MB each. Empty: `ladd-fast/prompts` in the user's cache folder."),
+    ("prepare.area", "Most pixels of a picture. 0: the size the network was trained for."),
+    ("prepare.multiple", "Sides are multiples of it, in pixels. 0: 64, or one patch where the codec is `dct`."),
+    ("prepare.max_ratio", "Largest ratio of the sides; longer pictures are cut to it."),
+    ("prepare.min_side", "Pictures whose shorter side has fewer pixels are skipped. 0: half the side of a square of `area`."),
+    ("prepare.crop", "What is kept of a picture whose aspect is not its bucket's: `subject`, where there is most to see, or `center`."),
+    ("prepare.background", "What is behind transparent pixels: `#rrggbb`, `white` or `black`."),
+    (
+        "prepare.captions",
+        "Where a caption comes from that is not beside its picture: `files` refuses, `filename` takes the name, `none` leaves it empty.",
+    ),
+    (
+        "prepare.hold_out",
+        "Share of the pictures, chosen by a hash of their names, that goes to `held-out/` instead, to measure generalisation.",
+    ),
+    ("prepare.shard_size", "Latents per shard file; an interrupted preparation continues after the last whole shard of each bucket."),
+    ("prepare.emoji_styles", "Styles of emoji, by the names of their folders. Empty: all there are."),
+    ("prepare.emoji_categories", "Categories of emoji, such as `Food & Drink`. Empty: all."),
     ("synthesize.count", "How many latents the teacher draws."),
     ("synthesize.steps", "Euler steps per latent."),
     ("synthesize.guidance", "Constant guidance scale; 1 is unguided. The student learns to draw guided images without guidance."),

@@ -45,20 +45,34 @@ pub struct DataConfig {
     pub images: String,
     /// How images become latents: `dct` is the demo's stand-in for a VAE.
     pub latent: String,
+    /// Side of the blocks of `dct`.
+    pub block: usize,
     /// How much the channels of the latents are whitened: 1 gives each unit variance, 0 scales all alike.
     pub whiten: f64,
     /// How prompts become embeddings: `words` is the demo's stand-in for the text encoders.
     pub text: String,
+    /// Words of a prompt that `words` uses.
+    pub tokens: usize,
 }
 
 impl Default for DataConfig {
     fn default() -> Self {
-        Self { shards: String::new(), images: "data/fashion-mnist".into(), latent: "dct".into(), whiten: 0.5, text: "words".into() }
+        Self {
+            shards: String::new(),
+            images: "data/fashion-mnist".into(),
+            latent: "dct".into(),
+            block: 4,
+            whiten: 0.5,
+            text: "words".into(),
+            tokens: 4,
+        }
     }
 }
 
 impl DataConfig {
     pub(super) fn validate(&self) -> Result<()> {
+        at_least_one("data.block", self.block)?;
+        at_least_one("data.tokens", self.tokens)?;
         in_range("data.whiten", self.whiten as f32, (0.0..=1.0).contains(&self.whiten))?;
         one_of("data.latent", &self.latent, &["dct", "vae"])?;
         one_of("data.text", &self.text, &["words", "sd3"])

@@ -8,6 +8,7 @@
 mod classifier;
 mod diversity;
 mod frechet;
+mod pairs;
 
 use std::path::Path;
 
@@ -19,6 +20,7 @@ use crate::{Error, Result};
 pub use classifier::{Classification, Classifier};
 pub use diversity::mean_distance_within_classes;
 pub use frechet::{Gaussian, frechet_distance};
+pub use pairs::{Gallery, PairQuality};
 
 static CLASSIFIER: &[u8] = include_bytes!("../data/demo/classifier.safetensors");
 static STATISTICS: &[u8] = include_bytes!("../data/demo/statistics.safetensors");

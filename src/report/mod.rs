@@ -1,10 +1,12 @@
 //! Pictures for people: labelled image grids, training curves, the table of results.
 
+mod contact;
 mod curves;
 mod grid;
 mod table;
 mod text;
 
+pub use contact::{ContactRow, ContactSheet, draw_contact_sheet};
 pub use curves::{Across, COLOURS, Panel, Reference, Series, Stroke, distillation_panels, draw_panels, pretrain_panels};
 pub use grid::{Grid, Group, Row, draw_grid};
 pub(crate) use table::table as markdown_table;

@@ -46,7 +46,7 @@ pub fn refuse(arguments: &[&str]) -> String {
 
 #[test]
 fn help_shows_examples() {
-    for command in ["distill", "sample", "eval", "export", "synthesize", "pretrain", "study", "lora", "info"] {
+    for command in ["distill", "sample", "eval", "export", "synthesize", "prepare", "pretrain", "study", "lora", "info"] {
         assert!(succeed(&[command, "--help"]).contains("Examples:\n  "), "{command}");
     }
     assert!(succeed(&["--help"]).contains("ladd-fast distill"));

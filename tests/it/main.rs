@@ -22,6 +22,7 @@ mod operations;
 mod performance_goals;
 #[cfg(feature = "text")]
 mod pipelines;
+mod prepare;
 mod rig;
 mod step_benchmark;
 mod study;

@@ -88,6 +88,26 @@ impl<'a> Encoders<'a> {
         }
     }
 
+    /// Latents `[n, C', H', W']` of images `[n, C, H, W]`.
+    pub fn encode(&self, images: &[f32], image: [usize; 3]) -> Result<Vec<f32>> {
+        match &self.pipeline.codec {
+            #[cfg(feature = "text")]
+            CodecConfig::External { .. } => self.autoencoder()?.encode(images, image),
+            codec => codec.encode(images, image),
+        }
+    }
+
+    /// Tells one autoencoder from another; empty where the codec is part of the network's settings.
+    pub fn autoencoder_fingerprint(&self) -> Result<String> {
+        match &self.pipeline.codec {
+            #[cfg(feature = "text")]
+            CodecConfig::External { .. } => Ok(self.autoencoder()?.fingerprint().to_owned()),
+            #[cfg(not(feature = "text"))]
+            CodecConfig::External { .. } => self.pipeline.codec.latent_shape([3, 0, 0]).map(|_| String::new()),
+            CodecConfig::Dct { .. } => Ok(String::new()),
+        }
+    }
+
     /// Images `[n, C, H, W]` of latents `[n, C', H', W']`.
     pub fn decode(&self, latents: &[f32], latent: [usize; 3]) -> Result<Vec<f32>> {
         match &self.pipeline.codec {

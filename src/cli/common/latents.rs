@@ -7,8 +7,8 @@ use super::draw::{Order, Painter};
 use super::{Encoders, Loaded, Outcome, Progress, Stop, interrupt, network, output};
 use crate::config::SynthesizeConfig;
 use crate::data::{
-    DatasetSettings, DrawPlan, LatentDataset, Manifest, Run, ShardWriter, Share, fashion_mnist, parse_aspect, parse_size, read_prompts,
-    unique_prompts,
+    DatasetSettings, DrawPlan, LatentDataset, Manifest, Origin, Run, ShardWriter, Share, Synthesis, fashion_mnist, parse_aspect,
+    parse_size, read_prompts, unique_prompts,
 };
 use crate::device::Backend;
 use crate::flow::{SampleSettings, SamplerKind};
@@ -39,12 +39,15 @@ pub fn synthesize<B: Backend>(
     let sizes = sizes(config, pipeline)?;
     let weights: Vec<f64> = sizes.iter().map(|(_, weight)| *weight).collect();
     let plan = DrawPlan::new(seed, config.count, &weights, config.shard_size, share);
-    let dataset = DatasetSettings {
+    let synthesis = Synthesis {
         teacher: teacher.fingerprint()?,
-        pipeline: pipeline.clone(),
         guidance: config.guidance,
         sampler: sampler(config, &settings, &sizes, pixels),
         sampler_steps: config.steps,
+    };
+    let dataset = DatasetSettings {
+        origin: Origin::Synthesized(synthesis),
+        pipeline: pipeline.clone(),
         seed,
         dtype: Dtype::F16,
         total: config.count,
@@ -159,7 +162,9 @@ pub fn check_fit(dataset: &LatentDataset, teacher: &Loaded, folder: &Path) -> Re
             "these latents were made with another codec or text encoder than the teacher's: synthesize them with this teacher",
         ));
     }
-    if settings.teacher != teacher.fingerprint()? {
+    if let Origin::Synthesized(synthesis) = &settings.origin
+        && synthesis.teacher != teacher.fingerprint()?
+    {
         tracing::warn!("{}: these latents were drawn by another teacher", folder.display());
     }
     Ok(())

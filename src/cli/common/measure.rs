@@ -38,8 +38,8 @@ impl Bench {
         let image = encoders.image_shape(network::latent_shape(encoders.pipeline, 0, 0)?)?;
         let classes = fashion_mnist::CLASS_NAMES.map(String::from);
         let demo = image == evaluator.image_shape() && (names.is_empty() || names.iter().all(|n| classes.contains(n)));
-        let names = if demo { &classes[..] } else { &names[..names.len().min(COLUMNS)] };
-        let prompts = encoders.prompts(names)?;
+        let names = if demo { classes.to_vec() } else { spread(names) };
+        let prompts = encoders.prompts(&names)?;
         Ok(Some(Self {
             evaluator: demo.then_some(evaluator),
             prompts,
@@ -127,6 +127,12 @@ impl Bench {
     fn order<'a>(&'a self, settings: &'a SampleSettings, which: &'a [usize]) -> Order<'a> {
         Order { settings, seed: self.seed, first: 0, prompts: &self.prompts, which }
     }
+}
+
+/// As many names as there are columns, from all over the list.
+fn spread(names: &[String]) -> Vec<String> {
+    let count = names.len().min(COLUMNS);
+    (0..count).map(|column| names[column * names.len() / count].clone()).collect()
 }
 
 /// How students are measured: unguided, with the renoise sampler.
