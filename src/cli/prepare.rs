@@ -228,7 +228,7 @@ fn contact_sheet(sources: &[Source], trained: &Written, held: usize, skipped: us
     };
     let names: Vec<_> = sources.iter().map(|source| source.path().display().to_string()).collect();
     ContactSheet {
-        title: format!("{} pictures in {} sizes", trained.count(), rows.len()),
+        title: format!("{} in {}", many(trained.count(), "picture"), many(rows.len(), "size")),
         subtitle: format!("{held} more held out, {skipped} skipped; from {}", names.join(", ")),
         rows: rows.into_iter().map(row).collect(),
     }
@@ -240,9 +240,11 @@ fn conclude(folder: &Path, trained: &Written, held: usize, skipped: &[&Skipped],
     skipped.iter().for_each(|entry| *reasons.entry(&entry.reason).or_default() += 1);
     let place = folder.display();
     let list = folder.join(SKIPPED);
-    output::result(&format!("{} pictures in {} sizes in {place}, {held} held out", trained.count(), trained.buckets.len()));
+    let (pictures, sizes) = (many(trained.count(), "picture"), many(trained.buckets.len(), "size"));
+    output::result(&format!("{pictures} in {sizes} in {place}, {held} held out"));
     if let Some((reason, count)) = reasons.iter().max_by_key(|(_, count)| **count) {
-        let text = format!("{} pictures could not be used, see {}; most often ({count}): {reason}", skipped.len(), list.display());
+        let pictures = many(skipped.len(), "picture");
+        let text = format!("{pictures} could not be used, see {}; most often ({count}): {reason}", list.display());
         if strict {
             return Err(Error::Usage(format!("{text}; without --strict the rest is enough")).into());
         }
@@ -250,4 +252,9 @@ fn conclude(folder: &Path, trained: &Written, held: usize, skipped: &[&Skipped],
     }
     output::result(&format!("look at {}", folder.join(CONTACT_SHEET).display()));
     Ok(())
+}
+
+/// A count with its noun.
+fn many(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }

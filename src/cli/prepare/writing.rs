@@ -103,7 +103,7 @@ impl Set<'_> {
             flush(&mut writer, shape, waiting)?;
         }
         self.finish(writer, &mut written)?;
-        progress.finish(&format!("{} in {} sizes", written.count(), written.buckets.len()));
+        progress.finish(&format!("{}, {} skipped", written.count(), written.skipped.len()));
         Ok(written)
     }
 

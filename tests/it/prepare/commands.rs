@@ -35,7 +35,7 @@ fn emoji_are_prepared_trained_on_and_measured() {
     emoji(&desk);
     let (icons, data, teacher) = (desk.name("emoji"), desk.name("data"), desk.name("teacher"));
     let said = run(&["prepare", "--emoji", &icons, "--out", &data, "--hold-out", "0.2"]);
-    assert!(said.contains("1 sizes"), "{said}");
+    assert!(said.contains("in 1 size in"), "{said}");
     let (trained, held) = (super::Prepared::open(&desk.path("data")), super::Prepared::open(&desk.path("data/held-out")));
     assert_eq!(trained.dataset.len() + held.dataset.len(), 24);
     assert!(held.dataset.len() > 1, "{}", held.dataset.len());

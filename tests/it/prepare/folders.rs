@@ -123,7 +123,7 @@ fn what_cannot_be_used_is_listed_with_its_reason() {
     desk.write("in/bad.txt", b"\xff\xfe");
     desk.write("in/metadata.jsonl", "{\"file_name\": \"gone.png\", \"text\": \"x\"}\n{\"file_name\": \"../out.png\", \"text\": \"x\"}\n");
     let said = desk.prepare(&["in"], &[]);
-    assert!(said.contains("1 pictures in 1 sizes"), "{said}");
+    assert!(said.contains("1 picture in 1 size"), "{said}");
     let skipped = desk.skipped();
     let reason = |name: &str| skipped.iter().find(|(picture, _)| picture == name).map_or("", |(_, reason)| reason.as_str());
     for (name, part) in [
