@@ -28,7 +28,8 @@ impl AspectBuckets {
         let mut sizes: Vec<_> = widths.flat_map(|width| [(width, tallest(width)), (tallest(width), width)]).collect();
         sizes.retain(|(w, h)| ratio(*w, *h) <= max_ratio);
         // Those that could be wider or taller waste area, unless it is the longest side that holds them.
-        let slack = |w: usize, h: usize| (w + multiple) * h <= area || w * (h + multiple) <= area;
+        let fits = |w: usize, h: usize| w * h <= area && ratio(w, h) <= max_ratio;
+        let slack = |w: usize, h: usize| fits(w + multiple, h) || fits(w, h + multiple);
         sizes.retain(|(w, h)| w.max(h) == &longest || !slack(*w, *h));
         sizes.sort_unstable_by(|a, b| b.cmp(a));
         sizes.dedup();
@@ -65,6 +66,7 @@ mod tests {
         for (w, h) in buckets.sizes() {
             assert!(w * h <= 1 << 20 && w * h > 900_000 && w % 64 == 0 && h % 64 == 0 && w <= &(2 * h) && h <= &(2 * w), "{w}x{h}");
         }
+        assert_eq!(buckets.sizes().first(), Some(&(1408, 704)));
     }
 
     #[test]

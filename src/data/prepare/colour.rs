@@ -79,7 +79,8 @@ mod tests {
         for (found, expected) in converted.iter().zip([216u8, 69, 17]) {
             assert!(found.abs_diff(expected) <= 3, "{converted:?}");
         }
-        assert_eq!(first(&pixel, Some(&ColorProfile::new_srgb())), [200, 80, 40]);
+        let unchanged = first(&pixel, Some(&ColorProfile::new_srgb()));
+        assert!(unchanged.iter().zip([200u8, 80, 40]).all(|(a, b)| a.abs_diff(b) <= 1), "{unchanged:?}");
         let deep = DynamicImage::from(ImageBuffer::from_pixel(1, 1, Rgb([200u16 * 257, 80 * 257, 40 * 257])));
         let of_deep = first(&deep, Some(&ColorProfile::new_display_p3()));
         assert!(of_deep.iter().zip(converted).all(|(a, b)| a.abs_diff(b) <= 1), "{of_deep:?} {converted:?}");
