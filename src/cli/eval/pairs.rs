@@ -96,8 +96,7 @@ pub fn run<B: Backend>(b: &B, config: &Config, loaded: &Loaded, settings: &[Samp
             let (sampler, steps, guidance) = (settings.kind.name().to_owned(), settings.steps, settings.guidance);
             results.rows.push(PairRow { pairs: (*set).to_owned(), sampler, steps, guidance, quality });
         }
-        let columns = which.iter().take(COLUMNS).map(|pair| truth.captions[*pair].replacen(" style ", ": ", 1));
-        groups.push((format!("{}: {}", capital(set), columns.collect::<Vec<_>>().join(", ")), rows));
+        groups.push((format!("{} pairs", capital(set)), rows));
     }
     progress.finish("");
     output::result(&results.markdown());
