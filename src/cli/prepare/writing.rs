@@ -59,8 +59,12 @@ impl Written {
     }
 }
 
-/// Latents that wait for their shard, with the place of their caption and their number.
-type Pending = BTreeMap<[usize; 3], Vec<(Vec<f32>, u32, u64)>>;
+/// A latent with its shape.
+type Latent = (Vec<f32>, [usize; 3]);
+/// A latent, the place of its caption, its number.
+type Waiting = Vec<(Vec<f32>, u32, u64)>;
+/// Latents that wait for their shard to be full.
+type Pending = BTreeMap<[usize; 3], Waiting>;
 
 impl Set<'_> {
     /// Writes the data set, or what is still missing of it.
@@ -134,7 +138,7 @@ impl Set<'_> {
     }
 
     /// The latents of pictures, with their shapes. The autoencoder uses all threads for one; the stand-in one for each.
-    fn encode<'i>(&self, images: impl Iterator<Item = Option<&'i RgbImage>>) -> Result<Vec<Option<(Vec<f32>, [usize; 3])>>> {
+    fn encode<'i>(&self, images: impl Iterator<Item = Option<&'i RgbImage>>) -> Result<Vec<Option<Latent>>> {
         let images: Vec<_> = images.collect();
         let encode = |image: &Option<&RgbImage>| image.map(|image| self.latent(image)).transpose();
         match &self.encoders.pipeline.codec {
@@ -143,7 +147,7 @@ impl Set<'_> {
         }
     }
 
-    fn latent(&self, image: &RgbImage) -> Result<(Vec<f32>, [usize; 3])> {
+    fn latent(&self, image: &RgbImage) -> Result<Latent> {
         let (height, width) = (image.height() as usize, image.width() as usize);
         let (channels, factor) = match &self.encoders.pipeline.codec {
             CodecConfig::Dct { channels, block, .. } => (*channels, *block),
@@ -179,7 +183,7 @@ fn already(writer: &ShardWriter) -> Result<(BTreeSet<usize>, BTreeSet<usize>)> {
 }
 
 /// Writes a shard.
-fn flush(writer: &mut ShardWriter, shape: [usize; 3], waiting: Vec<(Vec<f32>, u32, u64)>) -> Result<()> {
+fn flush(writer: &mut ShardWriter, shape: [usize; 3], waiting: Waiting) -> Result<()> {
     for (latent, place, number) in waiting {
         writer.push(&latent, shape, place, number)?;
     }
