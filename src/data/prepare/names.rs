@@ -99,6 +99,7 @@ mod tests {
         let sample = |picture, text, json| Sample { picture, text, json };
         let expected = [sample(1, Some(0), Some(3)), sample(2, None, Some(5)), sample(4, None, None), sample(7, None, None)];
         assert_eq!(samples(&names), expected);
-        assert!(samples::<&str>(&[]).is_empty());
+        let none: [&str; 0] = [];
+        assert!(samples(&none).is_empty());
     }
 }
