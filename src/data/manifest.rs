@@ -340,9 +340,16 @@ impl Manifest {
 pub(crate) fn part_manifests(folder: &Path) -> Result<Vec<String>> {
     let entries = std::fs::read_dir(folder).map_err(|source| Error::io("read", folder, source))?;
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let mut names: Vec<_> = names.filter(|name| name.starts_with("manifest-") && name.ends_with(".json")).collect();
+    let mut names: Vec<_> = names.filter(|name| is_part_manifest(name)).collect();
     names.sort_unstable();
     Ok(names)
+}
+
+/// Whether a file is called as [`Part::manifest`] calls them.
+fn is_part_manifest(name: &str) -> bool {
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let numbers = name.strip_prefix("manifest-").and_then(|rest| rest.strip_suffix(".json")?.split_once("-of-"));
+    numbers.is_some_and(|(which, of)| number(which) && number(of))
 }
 
 /// Number of a shard's file.
@@ -467,5 +474,16 @@ mod tests {
         assert!(serde_json::from_str::<DatasetSettings>(&both).unwrap_err().to_string().contains("or else prepared"));
         let empty = Origin::Prepared(Preparation { multiple: 0, ..preparation });
         assert!(DatasetSettings { origin: empty, ..prepared }.validate().is_err());
+    }
+
+    #[test]
+    fn parts_are_known_by_their_names() {
+        assert!(is_part_manifest(&Part { index: 9, of: 12, total: 1, shard_size: 1 }.manifest()));
+        for other in
+            ["manifest.json", "manifest-old.json", "manifest-1-of-.json", "manifest-1-of-x.json", "manifest--of-2.json", "x-1-of-2.json"]
+        {
+            assert!(!is_part_manifest(other), "{other}");
+        }
+        assert_eq!(["shard-00042.safetensors", "shard-x.safetensors", "shard-1.json"].map(shard_number), [Some(42), None, None]);
     }
 }
