@@ -50,6 +50,7 @@ fn model(c: &mut Criterion, b: &Cpu<f32>, sizes: Sizes) {
         pos_embed_max: sizes.grid.0,
         qk_norm: true,
         dual_attention_blocks: 0,
+        conditioning_channels: 0,
     };
     let shape = Shape { batch: sizes.batch, height: 2 * sizes.grid.0, width: 2 * sizes.grid.1, text: sizes.text };
     let network = Mmdit::new(b, config.clone(), &sinusoidal_grid(&config)).unwrap();
@@ -61,8 +62,14 @@ fn model(c: &mut Criterion, b: &Cpu<f32>, sizes: Sizes) {
     t.iter_mut().for_each(|t| *t = 1.0 / (1.0 + t.exp()));
     let (context, pooled) = (normals(b, 4, shape.batch * shape.text * 64, 1.0), normals(b, 5, shape.batch * 64, 1.0));
     let (mut velocity, d_velocity, mut grads) = (normals(b, 6, numel, 1.0), normals(b, 7, numel, 1.0), normals(b, 8, params.len(), 0.0));
-    let inputs =
-        Inputs { batch: shape.batch, image: Image::Latent(latent.all()), t: t.all(), context: context.all(), pooled: pooled.all() };
+    let inputs = Inputs {
+        batch: shape.batch,
+        image: Image::Latent(latent.all()),
+        conditioning: None,
+        t: t.all(),
+        context: context.all(),
+        pooled: pooled.all(),
+    };
 
     let mut group = c.benchmark_group(format!("{}/model", sizes.name));
     group.throughput(Throughput::Elements(shape.batch as u64));

@@ -147,6 +147,7 @@ fn trained_heads(scene: &Scene) -> Result<Vec<f32>> {
         let first = step * BATCH % (all - BATCH + 1);
         let part = |values: &[f32]| first * (values.len() / all)..(first + BATCH) * (values.len() / all);
         let values = HostBatch {
+            conditioning: None,
             x0: &scene.x0[part(&scene.x0)],
             context: &scene.context[part(&scene.context)],
             pooled: &scene.pooled[part(&scene.pooled)],
@@ -174,8 +175,14 @@ fn judge<B: Backend>(b: &B, scene: &Scene, heads_weights: &[f32], fp8: bool) -> 
     };
     let (latent, t) = (stat(b, &scene.x_t)?, stat(b, &scene.t_hat)?);
     let (context, pooled) = (data(b, &scene.context)?, data(b, &scene.pooled)?);
-    let inputs =
-        Inputs { batch: shape.batch, image: Image::Latent(latent.all()), t: t.all(), context: context.all(), pooled: pooled.all() };
+    let inputs = Inputs {
+        batch: shape.batch,
+        image: Image::Latent(latent.all()),
+        conditioning: None,
+        t: t.all(),
+        context: context.all(),
+        pooled: pooled.all(),
+    };
     model.forward(b, &params, &inputs, &mut acts, None);
     let features: Vec<&B::Data> = (0..blocks).map(|block| acts.feature(block)).collect();
     let (rows, columns) = acts.grid();

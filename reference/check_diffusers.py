@@ -21,7 +21,10 @@ FAMILY = {
     "SD3-medium": dict(num_layers=3, num_attention_heads=3, attention_head_dim=32, qk_norm=None, dual_attention_layers=()),
     "SD3.5-medium": dict(num_layers=4, num_attention_heads=2, attention_head_dim=64, qk_norm="rms_norm", dual_attention_layers=(0, 1)),
     "SD3.5-large": dict(num_layers=3, num_attention_heads=2, attention_head_dim=64, qk_norm="rms_norm", dual_attention_layers=()),
+    "editing": dict(num_layers=3, num_attention_heads=3, attention_head_dim=32, qk_norm=None, dual_attention_layers=()),
+    "inpainting": dict(num_layers=2, num_attention_heads=2, attention_head_dim=64, qk_norm="rms_norm", dual_attention_layers=()),
 }
+CONDITIONING = {"editing": CHANNELS, "inpainting": CHANNELS + 1}  # channels behind the latent's; diffusers reads both as one
 SIZES = [(8, 8), (6, 16), (14, 4), (24, 24)]  # latent heights and widths; the grid holds 24 x 24
 
 
@@ -77,7 +80,7 @@ def name_map(depth):
 
 
 def convert(theirs, depth):
-    """diffusers' state dict in the original names.  Every tensor of it must find its place."""
+    """diffusers' state dict in the names of mmdit.py.  Every tensor of it must find its place."""
     swapped = ["norm_out.linear", f"transformer_blocks.{depth - 1}.norm1_context.linear"]
     remaining = dict(theirs)
     ours = {"pos_embed": remaining.pop("pos_embed.pos_embed")}
@@ -88,14 +91,17 @@ def convert(theirs, depth):
             tensor = torch.cat([remaining.pop(f"{source}.{part}") for source in sources])
             ours[f"{our_prefix}.{part}"] = swap_halves(tensor) if sources[0] in swapped else tensor
     assert not remaining, f"tensors without a place: {sorted(remaining)}"
+    embedder = ours["x_embedder.proj.weight"]
+    if embedder.shape[1] > CHANNELS:
+        ours["x_embedder.proj.weight"], ours["x_embedder.conditioning.weight"] = embedder[:, :CHANNELS], embedder[:, CHANNELS:]
     return ours
 
 
-def pair(shape, dtype, seed):
+def pair(shape, conditioning, dtype, seed):
     """A random diffusers model and ours with the same weights."""
     torch.manual_seed(seed)
     theirs = SD3Transformer2DModel(
-        sample_size=16, patch_size=PATCH, in_channels=CHANNELS, out_channels=CHANNELS, joint_attention_dim=CONTEXT_DIM,
+        sample_size=16, patch_size=PATCH, in_channels=CHANNELS + conditioning, out_channels=CHANNELS, joint_attention_dim=CONTEXT_DIM,
         pooled_projection_dim=POOLED_DIM, pos_embed_max_size=POSITIONS,
         caption_projection_dim=shape["num_attention_heads"] * shape["attention_head_dim"], **shape,
     ).to(dtype)
@@ -105,7 +111,7 @@ def pair(shape, dtype, seed):
     config = Config(
         depth=shape["num_layers"], heads=shape["num_attention_heads"], head_dim=shape["attention_head_dim"],
         in_channels=CHANNELS, patch=PATCH, context_dim=CONTEXT_DIM, pooled_dim=POOLED_DIM, pos_embed_max=POSITIONS,
-        qk_norm=shape["qk_norm"] is not None, dual_attention_blocks=len(shape["dual_attention_layers"]),
+        qk_norm=shape["qk_norm"] is not None, dual_attention_blocks=len(shape["dual_attention_layers"]), conditioning_channels=conditioning,
     )
     ours = MMDiT(config).to(dtype)
     ours.load_state_dict(convert(theirs.state_dict(), config.depth), strict=True)
@@ -143,8 +149,9 @@ def compare(theirs, ours, size, dtype):
     inputs = [x.to(dtype).requires_grad_() for x in inputs]
     t = torch.tensor([0.25, 0.875], dtype=dtype)  # 1000 t is exact
     latent, context, pooled = inputs
-    expected = theirs(latent, context, pooled, 1000 * t, return_dict=False)[0]
-    got = ours(latent, t, context, pooled)
+    conditioning = torch.randn(batch, ours.config.conditioning_channels, *size, dtype=dtype)
+    expected = theirs(torch.cat([latent, conditioning], dim=1), context, pooled, 1000 * t, return_dict=False)[0]
+    got = ours(latent, t, context, pooled, conditioning=conditioning if conditioning.shape[1] else None)
     upstream = torch.randn_like(expected)
     expected_gradients = torch.autograd.grad(expected, inputs, upstream)
     got_gradients = torch.autograd.grad(got, inputs, upstream)
@@ -157,7 +164,7 @@ def main():
     print(f"{'model':14} {'dtype':8} {'latent':8} {'output':>10} {'d latent':>10} {'d context':>10} {'d pooled':>10}")
     for dtype, tolerance in TOLERANCE.items():
         for seed, (name, shape) in enumerate(FAMILY.items()):
-            theirs, ours = pair(shape, dtype, seed)
+            theirs, ours = pair(shape, CONDITIONING.get(name, 0), dtype, seed)
             sinusoid_errors.append(sinusoid_error(theirs))
             use_float64_sinusoid(theirs)
             if dtype == torch.float64:

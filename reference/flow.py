@@ -85,12 +85,23 @@ def guided_velocity(model, x, t, context, pooled, negative_context, negative_poo
     return negative + scale * (positive - negative)
 
 
+def guided_edit_velocity(model, x, t, context, pooled, negative_context, negative_pooled, scale, conditioning, image_scale):
+    """v(0, 0) + image_scale (v(c, 0) - v(0, 0)) + scale (v(c, text) - v(c, 0)): InstructPix2Pix, equation 3."""
+    t = t.expand(len(x))
+    full = model(x, t, context, pooled, conditioning=conditioning)
+    image = model(x, t, negative_context, negative_pooled, conditioning=conditioning)
+    nothing = model(x, t, negative_context, negative_pooled, conditioning=torch.zeros_like(conditioning))
+    return nothing + image_scale * (image - nothing) + scale * (full - image)
+
+
 @torch.no_grad()
-def sample_euler(model, start, times, context, pooled, negative_context, negative_pooled, scale):
-    """Guided Euler from `start` at times[0] down to times[-1].  Returns the latent after every step."""
+def sample_euler(model, start, times, context, pooled, negative_context, negative_pooled, scale, edit=()):
+    """Guided Euler from `start` at times[0] down to times[-1].  Returns the latent after every step.  `edit`, the conditioning
+    and the scale of its guidance, for networks that read one."""
+    velocity = guided_edit_velocity if edit else guided_velocity
     x, states = start, []
     for t, s in zip(times[:-1], times[1:]):
-        v = guided_velocity(model, x, t, context, pooled, negative_context, negative_pooled, scale)
+        v = velocity(model, x, t, context, pooled, negative_context, negative_pooled, scale, *edit)
         x = x + (s.to(x.dtype) - t.to(x.dtype)) * v
         states.append(x)
     return states

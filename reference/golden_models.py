@@ -5,7 +5,6 @@ Backward passes are named after what is upstream: `velocity` (d_velocity), `taps
 computed) and `early` (the same without the last block: what the teacher of LADD runs).
 """
 
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -24,6 +23,8 @@ BLOCKS = {
     "block_dual": Config(depth=2, heads=1, head_dim=64, qk_norm=True, dual_attention_blocks=1, **TINY),
     "block_last": Config(depth=1, heads=1, head_dim=64, **TINY),
     "block_head_dim_32": Config(depth=2, heads=2, head_dim=32, qk_norm=True, **TINY),
+    "block_edit": Config(depth=1, heads=1, head_dim=64, qk_norm=True, conditioning_channels=4, **TINY),
+    "block_inpaint": Config(depth=2, heads=1, head_dim=64, conditioning_channels=5, **TINY),
 }
 MODELS = {
     "model_sd3": Config(depth=3, heads=1, head_dim=64, **TINY),
@@ -35,12 +36,15 @@ LATENT = (6, 10)  # latent height and width: a 3 x 5 token grid
 
 
 def model_inputs(case, config):
-    return {
+    inputs = {
         "latent": case.normal("latent", BATCH, config.in_channels, *LATENT),
         "t": case.given("t", [0.75, 0.3]),
         "context": case.normal("context", BATCH, TEXT, config.context_dim),
         "pooled": case.normal("pooled", BATCH, config.pooled_dim),
     }
+    if config.conditioning_channels:
+        inputs["conditioning"] = case.normal("conditioning", BATCH, config.conditioning_channels, *LATENT)
+    return inputs
 
 
 def backward(case, prefix, model, latent, pairs):
@@ -55,7 +59,7 @@ def backward(case, prefix, model, latent, pairs):
 
 
 def start_model(name, config, seed, dtype):
-    case = Case(name, "model", seed, dtype, **asdict(config), param_seed=seed)
+    case = Case(name, "model", seed, dtype, **config.described(), param_seed=seed)
     model = fill_parameters(MMDiT(config), seed).to(dtype)
     inputs = model_inputs(case, config)
     tokens = LATENT[0] * LATENT[1] // config.patch**2
@@ -109,19 +113,25 @@ def discriminator_heads(dtype):
 
 
 def samplers(dtype):
-    config, seed, steps = BLOCKS["block_sd35"], 131, 4
-    for name in ("sampler_euler", "sampler_renoise"):
-        case = Case(name, name, seed, dtype, **asdict(config), param_seed=seed, steps=steps, noise_seed=77, first_sample=3)
+    seed, steps = 131, 4
+    for name in ("sampler_euler", "sampler_renoise", "sampler_edit"):
+        config = BLOCKS["block_edit" if name == "sampler_edit" else "block_sd35"]
+        op = "sampler_renoise" if name == "sampler_renoise" else "sampler_euler"
+        case = Case(name, op, seed, dtype, **config.described(), param_seed=seed, steps=steps, noise_seed=77, first_sample=3)
         model = fill_parameters(MMDiT(config), seed).to(dtype)
         context = case.normal("context", BATCH, TEXT, config.context_dim)
         pooled = case.normal("pooled", BATCH, config.pooled_dim)
         start = flow.noise((BATCH, config.in_channels, *LATENT), 77, 0, flow.START_NOISE, 3, dtype)
         case.out("start", start)
-        if name == "sampler_euler":
+        if op == "sampler_euler":
             case.case["config"] |= {"shift": 3.0, "guidance": 2.5}
+            edit = ()
+            if name == "sampler_edit":
+                case.case["config"] |= {"image_guidance": 1.5}
+                edit = case.normal("conditioning", BATCH, config.conditioning_channels, *LATENT), 1.5
             negative = case.normal("negative_context", BATCH, TEXT, config.context_dim), case.normal("negative_pooled", BATCH, config.pooled_dim)
             times = flow.schedule(steps, 3.0)
-            states = flow.sample_euler(model, start, times, context, pooled, *negative, 2.5)
+            states = flow.sample_euler(model, start, times, context, pooled, *negative, 2.5, edit)
         else:
             times = torch.tensor([1.0, 0.75, 0.5, 0.25])
             states = flow.sample_renoise(model, start, times, context, pooled, 77, 3)

@@ -47,6 +47,7 @@ class Batch:
     context: torch.Tensor  # [B, L, Cd]
     pooled: torch.Tensor  # [B, P]
     first_sample: int = 0  # where this batch starts in the global one
+    conditioning: torch.Tensor | None = None  # [B, K, Hl, Wl], never noised
 
 
 class Draws:
@@ -70,7 +71,7 @@ class Draws:
 def predict(student, batch, draws):
     """x0_hat [B, C, Hl, Wl] of the student."""
     x_t = flow.interpolate(batch.x0, draws.noise, draws.t)
-    return flow.predict_x0(x_t, student(x_t, draws.t, batch.context, batch.pooled), draws.t)
+    return flow.predict_x0(x_t, student(x_t, draws.t, batch.context, batch.pooled, conditioning=batch.conditioning), draws.t)
 
 
 def renoised_groups(config, x0_hat, batch, draws):
@@ -88,11 +89,12 @@ def renoised_groups(config, x0_hat, batch, draws):
     return list(groups.values())
 
 
-def score(config, teacher, heads, groups, t_hat):
-    """Logits [heads, groups, B, N] of renoised groups, all in one teacher batch."""
+def score(config, teacher, heads, groups, t_hat, conditioning=None):
+    """Logits [heads, groups, B, N] of renoised groups, all in one teacher batch; all groups have the same conditioning."""
     latent, context, pooled = (torch.cat(part) for part in zip(*groups))
     t = t_hat.repeat(len(groups))
-    features = teacher.features(latent, t, context, pooled, config.taps)
+    conditioning = None if conditioning is None else conditioning.repeat(len(groups), 1, 1, 1)
+    features = teacher.features(latent, t, context, pooled, config.taps, conditioning)
     return heads(features, t, pooled, teacher.grid(latent)).unflatten(1, (len(groups), -1))
 
 
@@ -144,7 +146,7 @@ class Trainer:
         draws = Draws(self.config, batch, seed, step)
         x0_hat = predict(self.student, batch, draws)
         groups = renoised_groups(self.config, x0_hat, batch, draws)
-        logits = score(self.config, self.teacher, self.heads, groups if simultaneous else groups[:1], draws.t_hat)
+        logits = score(self.config, self.teacher, self.heads, groups if simultaneous else groups[:1], draws.t_hat, batch.conditioning)
         student_gradients = self.student_backward(logits[:, FAKE], x0_hat, batch, record)
         if simultaneous:
             heads_gradients = self.heads_backward(logits, record)
@@ -158,7 +160,7 @@ class Trainer:
         with torch.no_grad():
             again = predict(self.student, batch, fresh)
         groups = renoised_groups(self.config, again, batch, fresh)
-        logits = score(self.config, self.teacher, self.heads, groups, fresh.t_hat)
+        logits = score(self.config, self.teacher, self.heads, groups, fresh.t_hat, batch.conditioning)
         self.update_heads(self.heads_backward(logits, record), record)
         record |= {"t": draws.t, "t_hat": draws.t_hat, "x0_hat": x0_hat.detach()}
         record |= {"d.t": fresh.t, "d.t_hat": fresh.t_hat, "d.x0_hat": again}

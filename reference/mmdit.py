@@ -7,7 +7,7 @@ Shapes: B batch, N image tokens, L text tokens, h hidden, H heads, D head_dim.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +29,15 @@ class Config:
     pos_embed_max: int  # G: the stored positional grid is G x G
     qk_norm: bool = False
     dual_attention_blocks: int = 0  # how many leading blocks have the image-only attn2
+    conditioning_channels: int = 0  # read beside the noisy latent: a source, or a masked latent and its mask
 
     @property
     def hidden(self):
         return self.heads * self.head_dim
+
+    def described(self):
+        """As a dict; a network without conditioning does not mention it."""
+        return {key: value for key, value in asdict(self).items() if key != "conditioning_channels" or value}
 
 
 def sinusoid(t):
@@ -158,12 +163,19 @@ class Embedder(nn.Module):
 
 
 class PatchEmbed(nn.Module):
+    """W x + b, or W [x; c] + b as W_x x + W_c c + b: a convolution of [x; c] is the sum of one of x and one of c."""
+
     def __init__(self, config):
         super().__init__()
         self.proj = nn.Conv2d(config.in_channels, config.hidden, config.patch, stride=config.patch)
+        if config.conditioning_channels:
+            self.conditioning = nn.Conv2d(config.conditioning_channels, config.hidden, config.patch, stride=config.patch, bias=False)
 
-    def forward(self, latent):
-        return self.proj(latent).flatten(2).transpose(1, 2)  # [B, N, h], rows of the grid first
+    def forward(self, latent, conditioning=None):
+        tokens = self.proj(latent)
+        if conditioning is not None:
+            tokens = tokens + self.conditioning(conditioning)
+        return tokens.flatten(2).transpose(1, 2)  # [B, N, h], rows of the grid first
 
 
 class FinalLayer(nn.Module):
@@ -217,9 +229,9 @@ class MMDiT(nn.Module):
     def grid(self, latent):
         return latent.shape[2] // self.config.patch, latent.shape[3] // self.config.patch
 
-    def run_blocks(self, latent, t, context, pooled, taps, depth):
+    def run_blocks(self, latent, t, context, pooled, taps, depth, conditioning):
         """The first `depth` blocks: image tokens, conditioning before its SiLU, and the tapped features."""
-        x = self.x_embedder(latent) + crop(self.pos_embed, *self.grid(latent))  # [B, N, h]
+        x = self.x_embedder(latent, conditioning) + crop(self.pos_embed, *self.grid(latent))  # [B, N, h]
         conditioning = self.t_embedder(sinusoid(t).to(x.dtype)) + self.y_embedder(pooled)  # [B, h]
         context = self.context_embedder(context)  # [B, L, h]
         tapped = {}
@@ -228,13 +240,14 @@ class MMDiT(nn.Module):
             tapped[i] = x
         return x, conditioning, [tapped[i] for i in taps]
 
-    def features(self, latent, t, context, pooled, taps):
+    def features(self, latent, t, context, pooled, taps, conditioning=None):
         """Image tokens after the blocks in `taps`, each [B, N, h]; nothing is computed behind the last of them."""
-        _, _, tapped = self.run_blocks(latent, t, context, pooled, taps, max(taps) + 1)
+        _, _, tapped = self.run_blocks(latent, t, context, pooled, taps, max(taps) + 1, conditioning)
         return tapped
 
-    def forward(self, latent, t, context, pooled, taps=()):
-        """latent [B, C, Hl, Wl], t [B], context [B, L, Cd], pooled [B, P] -> velocity, or (velocity, tapped features)."""
-        x, conditioning, tapped = self.run_blocks(latent, t, context, pooled, taps, len(self.joint_blocks))
+    def forward(self, latent, t, context, pooled, taps=(), conditioning=None):
+        """latent [B, C, Hl, Wl], t [B], context [B, L, Cd], pooled [B, P], conditioning [B, K, Hl, Wl] where the network
+        reads one -> velocity, or (velocity, tapped features)."""
+        x, conditioning, tapped = self.run_blocks(latent, t, context, pooled, taps, len(self.joint_blocks), conditioning)
         velocity = unpatchify(self.final_layer(x, conditioning), self.config.patch, *self.grid(latent))
         return (velocity, tapped) if taps else velocity

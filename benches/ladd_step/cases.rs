@@ -195,7 +195,7 @@ impl Case {
         let (shape, values) = (self.shape(), self.host_values());
         Ok(Box::new(move || {
             let [x0, context, pooled] = &values;
-            let values = HostBatch { x0, context, pooled, mismatch: None };
+            let values = HostBatch { x0, conditioning: None, context, pooled, mismatch: None };
             distiller.step(b, &[MicroBatch { shape, values }])?;
             Ok(b.synchronize()?)
         }))
@@ -205,8 +205,15 @@ impl Case {
         let network = self.network(b)?;
         let params = self.params(b, &network)?;
         let mut sampler = Sampler::new(b, &network, self.shape(), false)?;
-        let settings =
-            SampleSettings { kind: SamplerKind::Renoise, steps: SAMPLER_STEPS, guidance: 1.0, shift: 3.0, spacing: Default::default() };
+        let settings = SampleSettings {
+            kind: SamplerKind::Renoise,
+            steps: SAMPLER_STEPS,
+            guidance: 1.0,
+            image_guidance: 1.0,
+            shift: 3.0,
+            spacing: Default::default(),
+            start: 1.0,
+        };
         let (batch, [_, context, pooled]) = (self.batch, self.host_values());
         Ok(Box::new(move || {
             let text = TextBatch { context: &context, pooled: &pooled };
@@ -239,7 +246,14 @@ impl Case {
         let mut recording = B::Recording::default();
         Ok(Box::new(move || {
             b.replay(&mut recording, || {
-                let inputs = Inputs { batch, image: Image::Latent(latent.all()), t: t.all(), context: text.all(), pooled: pool.all() };
+                let inputs = Inputs {
+                    batch,
+                    image: Image::Latent(latent.all()),
+                    conditioning: None,
+                    t: t.all(),
+                    context: text.all(),
+                    pooled: pool.all(),
+                };
                 network.forward(b, &params, &inputs, &mut acts, Some(ImageMut::Latent(velocity.all_mut())));
                 if let Some(room) = &mut room {
                     let (d_velocity, grads) = (Some(Image::Latent(d_velocity.all())), Some(&mut grads));

@@ -5,6 +5,7 @@
 //! Every part can be interrupted; `--resume` goes on behind the last checkpoint.
 
 mod adapters;
+mod applying;
 mod batches;
 mod showing;
 
@@ -23,19 +24,22 @@ use super::common::{
     Device, Encoders, Ending, Globals, Loaded, Outcome, Progress, Stop, flag, interrupt, latents, network, number, output, path,
     start_threads,
 };
+use super::tasks;
 use crate::config::Config;
 use crate::data::{LatentDataset, Loader, Share};
 use crate::device::Backend;
+use crate::edit::Task;
 use crate::format::{Dtype, Role};
 use crate::ladd::{LaddConfig, TeacherPrecision};
-use crate::report::{Results, distillation_panels, draw_panels, save_png};
+use crate::report::{distillation_panels, draw_panels, save_png};
 use crate::train::checkpoint::{self, TrainingState};
 use crate::train::{DistillSettings, Distiller, Network, QualityRecord, Record, RunFolder, StepRecord, Watch};
 use crate::{Error, Result};
 
 use adapters::Reapplied;
+use applying::Applying;
 use batches::Batches;
-use showing::Showing;
+use showing::{Showing, Shows};
 
 /// Distil a teacher into a student that draws in 1-4 steps; without arguments, the demo.
 #[derive(Debug, Args)]
@@ -46,11 +50,16 @@ Examples:
   ladd-fast distill --steps 1600 --set ladd.update=alternating
   ladd-fast distill --set lora.rank=16                  train adapters (LoRA) instead of all weights
   ladd-fast distill --teacher SD3 --data latents --preset sd3-medium --reapply-lora dpo.safetensors
+  ladd-fast distill --preset demo-edit                  a student that edits, with its teacher: docs/edit.md
+  ladd-fast distill --preset demo-inpaint               a student that fills holes
   ladd-fast distill --run runs/NAME --resume            go on with an interrupted run
   ladd-fast distill --teacher teacher.safetensors --data latents --config my-run.toml
 
 A run writes everything to its own folder: settings, metrics, sample grids, curves, checkpoints, the student.")]
 pub struct Arguments {
+    /// What the student is for: generate, edit or inpaint [default: generate].
+    #[arg(long, value_name = "TASK")]
+    task: Option<String>,
     /// The teacher: a checkpoint, or `builtin` for the demo's.
     #[arg(long, value_name = "FILE")]
     teacher: Option<PathBuf>,
@@ -79,6 +88,7 @@ pub struct Arguments {
 
 pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
     let flags = vec![
+        flag("task", "--task", arguments.task.clone()),
         path("teacher.checkpoint", "--teacher", arguments.teacher.as_ref()),
         path("data.shards", "--data", arguments.data.as_ref()),
         number("distill.steps", "--steps", arguments.steps),
@@ -98,6 +108,7 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
         folder => {
             let config = globals.load(flags)?;
             let networks = Networks::load(&config)?;
+            tasks::check_teacher(&networks.teacher, config.task)?;
             Encoders::new(&config.encoders, networks.teacher.pipeline(), &networks.teacher.name).tokens()?;
             let run = RunFolder::create(folder.as_deref(), &config)?;
             (config, networks, run)
@@ -171,8 +182,13 @@ struct Session<'a, B: Backend> {
 }
 
 pub(super) fn distill<B: Backend>(b: &B, config: &Config, networks: &Networks, run: &mut RunFolder, ending: Ending) -> Outcome {
-    let (started, teacher) = (Instant::now(), &networks.teacher);
-    banner(b, config, teacher, run, ending);
+    let started = Instant::now();
+    banner(b, config, &networks.teacher, run, ending);
+    let prepared = match config.task {
+        Task::Generate => None,
+        _ => Some(tasks::prepare(b, config, &networks.teacher, run)?),
+    };
+    let teacher = prepared.as_ref().map_or(&networks.teacher, |prepared| &prepared.teacher);
     let folder = match config.data.shards.as_str() {
         "" => run.join("latents"),
         shards => PathBuf::from(shards),
@@ -186,29 +202,40 @@ pub(super) fn distill<B: Backend>(b: &B, config: &Config, networks: &Networks, r
     let encoders = Encoders::new(&config.encoders, teacher.pipeline(), &teacher.name);
     let reached = run.latest_checkpoint()?.map_or(0, |(step, _)| step);
     let records = run.truncate_after(reached)?;
-    let (student, reapplied) = (networks.student(), &networks.reapplied);
+    let reapplied = &networks.reapplied;
+    let student = if prepared.is_some() { teacher } else { networks.student() };
     let mut session = Session { b, config, teacher, student, encoders: &encoders, reapplied, records, run };
-    if config.data.shards.is_empty() {
-        session.phase("synthesis", 0, |_| {
-            latents::synthesize(b, teacher, &encoders, &config.synthesize, config.seed, &folder, Share::WHOLE)
-        })?;
-    }
-    let dataset = Arc::new(latents::open(&folder)?);
-    latents::check_fit(&dataset, teacher, &folder)?;
+    let dataset = match &prepared {
+        Some(prepared) => prepared.dataset.clone(),
+        None => {
+            if config.data.shards.is_empty() {
+                session.phase("synthesis", 0, |_| {
+                    latents::synthesize(b, teacher, &encoders, &config.synthesize, config.seed, &folder, Share::WHOLE)
+                })?;
+            }
+            let dataset = latents::open(&folder)?;
+            latents::check_fit(&dataset, teacher, &folder)?;
+            Arc::new(dataset)
+        }
+    };
 
     let mut distiller = session.distiller(config.step(), config.distill.steps)?;
     let seconds = session.restore(&mut distiller)?;
-    let mut showing = Showing::new(&session, &dataset)?;
+    let mut showing: Box<dyn Shows<B>> = match config.task {
+        Task::Generate => Box::new(Showing::new(&session, &dataset)?),
+        _ => Box::new(Applying::new(&session)?),
+    };
+    let showing = showing.as_mut();
     session.phase("evaluation", 0, |session| showing.before(session))?;
     let resumed = distiller.done();
-    let trained = session.train(&mut distiller, &dataset, &mut showing, seconds);
+    let trained = session.train(&mut distiller, &dataset, showing, seconds);
     if distiller.done() > resumed && matches!(trained, Err(Stop::Interrupted)) {
         session.draw_curves()?; // whoever looks at an interrupted run wants to see how far it came
     }
     trained?;
 
     let weights = distiller.student.averaged_weights(b)?;
-    if showing.measures() && !session.quality().iter().any(|q| q.network == "student" && q.step == config.distill.steps) {
+    if showing.measures() && !showing.measured(&session, config.distill.steps) {
         session.phase("evaluation", config.distill.steps, |session| showing.student(session, &weights, config.distill.steps, true))?;
     }
     let finished = session.save_student(&distiller, &weights)?;
@@ -219,11 +246,11 @@ pub(super) fn distill<B: Backend>(b: &B, config: &Config, networks: &Networks, r
         session.phase("evaluation", config.distill.steps, |session| showing.reapplied(session, &network::upload(session.b, &finished)?))?;
     }
     if config.distill.control && showing.measures() {
-        session.phase("control", config.distill.steps, |session| session.control(&dataset, &mut showing))?;
+        session.phase("control", config.distill.steps, |session| session.control(&dataset, showing))?;
     }
     session.phase("evaluation", config.distill.steps, |session| showing.comparison(session, &weights))?;
     session.draw_curves()?;
-    session.results(started.elapsed().as_secs_f64(), ending)
+    session.results(showing, started.elapsed().as_secs_f64(), ending)
 }
 
 /// Warns of latent shapes with so few samples that a batch holds some of them twice.
@@ -240,6 +267,7 @@ fn banner<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &RunFolder,
         _ if ending == Ending::Silent => "",
         "demo" => ", under five minutes on two cores",
         "demo-quick" => ", about a minute on two cores",
+        "demo-edit" | "demo-inpaint" => ", a few minutes on two cores, its teacher included",
         _ => "",
     };
     let adapters = match config.lora.rank {
@@ -331,7 +359,7 @@ impl<B: Backend> Session<'_, B> {
     }
 
     /// The distillation itself.
-    fn train(&mut self, distiller: &mut Distiller<B>, dataset: &Arc<LatentDataset>, showing: &mut Showing<'_, B>, before: f64) -> Outcome {
+    fn train(&mut self, distiller: &mut Distiller<B>, dataset: &Arc<LatentDataset>, showing: &mut dyn Shows<B>, before: f64) -> Outcome {
         let config = &self.config.distill;
         if distiller.done() >= config.steps {
             return Ok(());
@@ -416,7 +444,7 @@ impl<B: Backend> Session<'_, B> {
     }
 
     /// The control: the same student, trained by plain regression onto the same latents.
-    fn control(&mut self, dataset: &Arc<LatentDataset>, showing: &mut Showing<'_, B>) -> Outcome {
+    fn control(&mut self, dataset: &Arc<LatentDataset>, showing: &mut dyn Shows<B>) -> Outcome {
         let file = self.run.folder("control")?.join("student.safetensors");
         if file.is_file() {
             let loaded = network::load(&file.to_string_lossy())?;
@@ -457,29 +485,32 @@ impl<B: Backend> Session<'_, B> {
     }
 
     /// The tables, and the names of the files to open.
-    fn results(&self, seconds: f64, ending: Ending) -> Outcome {
+    fn results(&self, showing: &dyn Shows<B>, seconds: f64, ending: Ending) -> Outcome {
         let mut parts = BTreeMap::new();
         for record in &self.records {
             if let Record::Phase { name, seconds, .. } = record {
                 *parts.entry(name.clone()).or_insert(0.0) += seconds;
             }
         }
-        let results = Results::new(&self.config.preset, self.config.seed, rayon::current_num_threads(), parts, self.quality())
-            .of_method(self.config.distill.method);
-        results.write(self.run.path())?;
+        let tables = showing.results(self, parts)?;
         if ending == Ending::Silent {
             return Ok(());
         }
-        if !results.quality.is_empty() {
+        if !tables.is_empty() {
             output::result("");
-            output::result(&results.markdown());
+            output::result(&tables);
         }
         let run = self.run.path().display();
+        let student = match self.config.task {
+            Task::Generate => "the student, for `ladd-fast sample --network` and for diffusers",
+            Task::Edit => "the student, for `ladd-fast edit --network` and for diffusers",
+            Task::Inpaint => "the student, for `ladd-fast inpaint --network` and for diffusers",
+        };
         let files = [
             ("comparison.png", "teacher, control and student, same prompts and seeds"),
             ("curves.png", "losses, accuracy of the heads, gradient norms, quality over time"),
             ("results.md", "the tables above; results.json for programs"),
-            ("student", "the student, for `ladd-fast sample --network` and for diffusers"),
+            ("student", student),
             ("student/pytorch_lora_weights.safetensors", "its adapters alone, for `--lora` and for diffusers"),
         ];
         output::result(&format!("Done in {}. Open:", duration(seconds)));

@@ -11,9 +11,11 @@ use clap::Args;
 use super::common::device::on_device;
 use super::common::measure::{Bench, student_settings, teacher_settings};
 use super::common::{Device, Encoders, Globals, Loaded, Loras, Outcome, Painter, Progress, flag, network, number, output};
+use super::tasks;
 use crate::Error;
 use crate::config::Config;
 use crate::device::Backend;
+use crate::edit::Task;
 use crate::flow::SampleSettings;
 use crate::format::Role;
 use crate::report::Results;
@@ -69,7 +71,7 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
         number("eval.samples", "--samples", arguments.samples),
         number("seed", "--seed", arguments.seed),
     ])?;
-    let mut loaded = network::load(&arguments.network)?;
+    let mut loaded = tasks::load(&arguments.network, Task::Generate)?;
     arguments.loras.apply(&mut loaded)?;
     let pipeline = loaded.pipeline();
     if let Some(folder) = &arguments.pairs {

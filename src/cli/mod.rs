@@ -5,15 +5,18 @@
 
 mod common;
 mod distill;
+mod edit;
 mod eval;
 mod export;
 mod info;
+mod inpaint;
 mod lora;
 mod prepare;
 mod pretrain;
 mod sample;
 mod study;
 mod synthesize;
+mod tasks;
 
 use std::process::ExitCode;
 
@@ -49,6 +52,8 @@ Examples:
 enum Command {
     Distill(distill::Arguments),
     Sample(sample::Arguments),
+    Edit(edit::Arguments),
+    Inpaint(inpaint::Arguments),
     Eval(eval::Arguments),
     Export(export::Arguments),
     Prepare(prepare::Arguments),
@@ -80,6 +85,8 @@ fn run(cli: &Cli) -> Result<(), Stop> {
     match &cli.command {
         Command::Distill(arguments) => distill::run(&cli.globals, arguments),
         Command::Sample(arguments) => sample::run(&cli.globals, arguments),
+        Command::Edit(arguments) => edit::run(&cli.globals, arguments),
+        Command::Inpaint(arguments) => inpaint::run(&cli.globals, arguments),
         Command::Eval(arguments) => eval::run(&cli.globals, arguments),
         Command::Export(arguments) => export::run(&cli.globals, arguments),
         Command::Prepare(arguments) => prepare::run(&cli.globals, arguments),

@@ -1,5 +1,6 @@
 //! `ladd-fast pretrain`: rectified-flow training of a teacher on Fashion-MNIST or on prepared pictures, for those who have none.
-//! The built-in teacher was made by it.
+//! The built-in teacher was made by it. With
+//! `--task edit` or `inpaint`: fine-tuning of a teacher that was widened to read a picture too.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,17 +14,20 @@ use super::common::measure::{Bench, teacher_settings};
 use super::common::network::Finished;
 use super::common::progress::duration;
 use super::common::{
-    Device, Encoders, Ending, Globals, Loaded, Outcome, Painter, Progress, Stop, interrupt, latents, network, number, output, path,
+    Device, Encoders, Ending, Globals, Loaded, Outcome, Painter, Progress, Stop, flag, interrupt, latents, network, number, output, path,
     start_threads,
 };
+use super::tasks;
+use super::tasks::bench::{self, TaskBench};
 use crate::config::Config;
 use crate::data::fashion_mnist::{CLASS_NAMES, IMAGE_SHAPE, Split};
-use crate::data::{Batch, FashionMnist, LatentDataset, Loader};
+use crate::data::{Batch, LatentDataset, Loader};
 use crate::device::Backend;
+use crate::edit::{Conditioned, Task};
 use crate::format::{Dtype, Pipeline, Role};
 use crate::model::mmdit::sinusoidal_grid;
 use crate::model::{Mmdit, Shape};
-use crate::report::{Grid, Group, Results, draw_grid, draw_panels, pretrain_panels, save_png};
+use crate::report::{Grid, Group, Results, TaskResults, draw_grid, draw_panels, pretrain_panels, save_png};
 use crate::text::TextConfig;
 use crate::train::checkpoint::{self, TrainingState};
 use crate::train::{PretrainRecord, PretrainSettings, Pretrainer, Record, RunFolder, initial_weights};
@@ -42,9 +46,16 @@ Examples:
   ladd-fast pretrain --images data/fashion-mnist --steps 4000 --set model.hidden=256 --run runs/teacher
   ladd-fast pretrain --data data/emoji-small --preset emoji-small    on what `prepare` made
   ladd-fast pretrain --run runs/teacher --resume
+  ladd-fast pretrain --preset demo-edit --run runs/editor
   ladd-fast distill --teacher runs/teacher")]
 pub struct Arguments {
-    /// Folder of the Fashion-MNIST files.
+    /// What the teacher is for: generate, edit or inpaint [default: generate].
+    #[arg(long, value_name = "TASK")]
+    task: Option<String>,
+    /// For editing and inpainting, the network to begin from [default: builtin].
+    #[arg(long, value_name = "FILE")]
+    teacher: Option<PathBuf>,
+    /// Folder of the Fashion-MNIST files, or `builtin`.
     #[arg(long, value_name = "FOLDER")]
     images: Option<PathBuf>,
     /// Folder of latents from `prepare`, instead of Fashion-MNIST.
@@ -79,6 +90,8 @@ enum Precision {
 
 pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
     let flags = vec![
+        flag("task", "--task", arguments.task.clone()),
+        path("teacher.checkpoint", "--teacher", arguments.teacher.as_ref()),
         path("data.images", "--images", arguments.images.as_ref()),
         path("data.shards", "--data", arguments.data.as_ref()),
         number("pretrain.steps", "--steps", arguments.steps),
@@ -100,7 +113,11 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
         }
         None => globals.load(flags)?,
     };
-    let (dataset, pipeline) = prepare(&config)?;
+    let base = match config.task {
+        Task::Generate => None,
+        _ => Some(tasks::load(&config.teacher.checkpoint, Task::Generate)?),
+    };
+    let fresh = if base.is_none() { Some(prepare(&config)?) } else { None };
     let mut run = match resumed {
         Some(run) => run,
         None => RunFolder::create(arguments.run.as_deref(), &config)?,
@@ -111,7 +128,11 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
     };
     let device = Device::open(globals.device.as_deref().unwrap_or(&config.device), config.deterministic)?;
     device.choose_algorithms(config.gemm_algorithms, run.path())?;
-    let done = on_device!(device, |b| pretrain(b, &config, dataset, pipeline, dtype, &mut run, Ending::Told));
+    let done = on_device!(device, |b| match (&base, &fresh) {
+        (Some(base), _) => pretrain_task(b, &config, base, dtype, &mut run),
+        (None, Some((dataset, pipeline))) => pretrain(b, &config, dataset.clone(), pipeline.clone(), dtype, &mut run, Ending::Told),
+        (None, None) => Ok(()), // one of them was read before
+    });
     if matches!(done, Err(Stop::Interrupted)) {
         output::note(&format!("interrupted; go on with: ladd-fast pretrain --run {} --resume", run.path().display()));
     }
@@ -161,7 +182,7 @@ fn fashion_mnist(config: &Config) -> Result<(Arc<LatentDataset>, Pipeline)> {
     if config.data.latent != "dct" || config.data.text != "words" {
         return Err(Error::Config("pretrain trains the demo's kind of teacher: data.latent = \"dct\" and data.text = \"words\"".into()));
     }
-    let images = FashionMnist::load(&config.data.images, Split::Train)?;
+    let images = tasks::real_images(config, Split::Train)?;
     let codec = CodecConfig::fit(config.data.block, &images.images(0..FITTED), IMAGE_SHAPE, config.data.whiten)?;
     let text = TextConfig::Words { dim: config.model.context_dim, tokens: config.data.tokens };
     let notes = notes(config, "Fashion-MNIST, 60000 training images");
@@ -178,6 +199,25 @@ fn fashion_mnist(config: &Config) -> Result<(Arc<LatentDataset>, Pipeline)> {
     Ok((Arc::new(dataset), pipeline))
 }
 
+/// Where a training begins.
+pub(super) enum Start {
+    /// With fresh weights of a network with these settings.
+    Fresh(Pipeline),
+    /// With the weights of a network.
+    From(Box<Loaded>),
+}
+
+/// What is trained, and on what.
+pub(super) struct Course {
+    /// The samples.
+    pub dataset: Arc<LatentDataset>,
+    /// The weights to begin with.
+    pub start: Start,
+    /// Type of the weights in the teacher's file.
+    pub dtype: Dtype,
+}
+
+/// Trains and measures a teacher that draws from prompts.
 pub(super) fn pretrain<B: Backend>(
     b: &B,
     config: &Config,
@@ -187,17 +227,40 @@ pub(super) fn pretrain<B: Backend>(
     run: &mut RunFolder,
     ending: Ending,
 ) -> Outcome {
-    let settings = &config.pretrain;
-    let model = Mmdit::new(b, config.model.clone(), &sinusoidal_grid(&config.model))?;
-    let weights = initial_weights(&model, config.seed);
+    let names = if config.data.shards.is_empty() { Vec::new() } else { dataset.prompts().to_vec() };
+    let (teacher, seconds) = train(b, config, &Course { dataset, start: Start::Fresh(pipeline), dtype }, run)?;
+    measure(b, config, &teacher, &names, run, seconds, ending)
+}
+
+/// Fine-tunes and measures a teacher for a task, from the network `base`.
+fn pretrain_task<B: Backend>(b: &B, config: &Config, base: &Loaded, dtype: Dtype, run: &mut RunFolder) -> Outcome {
+    let dataset = tasks::dataset(b, config, base, &run.join("latents"))?;
+    let course = Course { dataset, start: Start::From(Box::new(tasks::widened(base, config.task)?)), dtype };
+    let (teacher, seconds) = train(b, config, &course, run)?;
+    measure_task(b, config, &teacher, run, seconds)
+}
+
+/// The training itself, from the last checkpoint of `run` where there is one; returns the teacher as it was saved, and the seconds
+/// that it took.
+pub(super) fn train<B: Backend>(b: &B, config: &Config, course: &Course, run: &mut RunFolder) -> Outcome<(Loaded, f64)> {
+    let (settings, dataset) = (&config.pretrain, &course.dataset);
+    let (model, weights, pipeline) = match &course.start {
+        Start::Fresh(pipeline) => {
+            let model = Mmdit::new(b, config.model.clone(), &sinusoidal_grid(&config.model))?;
+            let weights = initial_weights(&model, config.seed);
+            (model, weights, pipeline.clone())
+        }
+        Start::From(base) => (base.model(b)?, base.weights()?, base.pipeline().clone()),
+    };
+    let encoders = Encoders::new(&config.encoders, &pipeline, &config.teacher.checkpoint);
     let [_, height, width] = dataset.shape(0)?;
-    let encoders = Encoders::new(&config.encoders, &pipeline, "");
     let shape = Shape { batch: settings.batch, height, width, text: encoders.tokens()? };
     let names = if config.data.shards.is_empty() { &[] } else { dataset.prompts() };
     output::note(&format!(
-        "training a teacher of {:.1} M parameters on {} images, {} steps of {} on {}; everything goes to {}",
+        "training a teacher of {:.1} M parameters on {} {}, {} steps of {} on {}; everything goes to {}",
         model.layout().arena.parameters() as f64 / 1e6,
         dataset.len(),
+        if config.task == Task::Edit { "pairs" } else { "images" },
         settings.steps,
         settings.batch,
         b.name(),
@@ -209,6 +272,7 @@ pub(super) fn pretrain<B: Backend>(
         total_steps: settings.steps,
         ema_decay: settings.ema_decay,
         caption_dropout: settings.caption_dropout,
+        image_dropout: settings.image_dropout,
         seed: config.seed,
         activation_checkpointing: settings.activation_checkpointing,
     };
@@ -225,13 +289,14 @@ pub(super) fn pretrain<B: Backend>(
 
     let mut loader = Loader::new(dataset.clone(), config.seed, settings.batch, 1)?;
     let prompts = encoders.prompts(dataset.prompts())?;
-    let (mut batch, mut context, mut pooled) = (Batch::default(), Vec::new(), Vec::new());
+    let (mut batch, mut conditioned, mut context, mut pooled) = (Batch::default(), Conditioned::default(), Vec::new(), Vec::new());
     let mut progress = Progress::new("training", u64::from(settings.steps), u64::from(trainer.done()));
     while trainer.done() < settings.steps {
         let started = Instant::now();
         loader.batch_into(trainer.done(), 0, &mut batch)?;
+        conditioned.prepare(config.task, &config.inpaint.masks, &batch, (config.seed, trainer.done(), 0))?;
         prompts.gather(batch.prompts.iter().map(|p| *p as usize), &mut context, &mut pooled)?;
-        trainer.step(b, &batch.latents, &context, &pooled);
+        trainer.step(b, &conditioned.x0, conditioned.given(), &context, &pooled);
         let step = trainer.done();
         let last = step == settings.steps;
         if step.is_multiple_of(settings.log_every) || last {
@@ -266,11 +331,10 @@ pub(super) fn pretrain<B: Backend>(
     progress.finish(&format!("{} steps", settings.steps));
 
     let weights = trainer.network.averaged_weights(b)?;
-    let teacher = Finished::new(b, trainer.model(), &weights, pipeline.clone())?;
-    let file = teacher.save(&run.folder("teacher")?, "teacher", dtype)?;
+    let teacher = Finished::new(b, trainer.model(), &weights, pipeline)?;
+    let file = teacher.save(&run.folder("teacher")?, "teacher", course.dtype)?;
     drop(trainer);
-    let loaded = network::load(&file.to_string_lossy())?; // measured as it was saved
-    measure(b, config, &loaded, names, run, seconds, ending)
+    Ok((network::load(&file.to_string_lossy())?, seconds)) // as it was saved
 }
 
 /// The curves so far, and a grid of samples.
@@ -279,6 +343,9 @@ fn show<B: Backend>(b: &B, config: &Config, teacher: &Loaded, names: &[String], 
         run.records()?.into_iter().filter_map(|r| if let Record::Pretrain(record) = r { Some(record) } else { None }).collect();
     save_png(&draw_panels("Pretraining", &pretrain_panels(&records))?, &run.join("curves.png"))?;
     let encoders = Encoders::new(&config.encoders, teacher.pipeline(), &teacher.name);
+    if config.task != Task::Generate {
+        return show_task(b, config, teacher, &encoders, run, step);
+    }
     let Some(bench) = Bench::new(&encoders, &config.eval, config.seed, names)? else { return Ok(()) };
     let (model, shape) = (teacher.model(b)?, network::latent_shape(teacher.pipeline(), 0, 0)?);
     let params = teacher.params(b)?;
@@ -333,6 +400,62 @@ fn measure<B: Backend>(
         "Trained in {}. The teacher is {}; distil it with: ladd-fast distill --teacher {}",
         duration(seconds),
         run.join("teacher/teacher.safetensors").display(),
+        run.path().display()
+    ));
+    Ok(())
+}
+
+/// A grid of what the teacher makes of the demo's test pictures.
+fn show_task<B: Backend>(b: &B, config: &Config, teacher: &Loaded, encoders: &Encoders<'_>, run: &RunFolder, step: u32) -> Outcome {
+    let Some(bench) = TaskBench::new(config.task, encoders, config)? else { return Ok(()) };
+    let (model, shape) = (teacher.model(b)?, network::latent_shape(teacher.pipeline(), 0, 0)?);
+    let params = teacher.params(b)?;
+    let mut painter = Painter::new(b, model, encoders, shape, config.eval.batch, "")?;
+    let mut rows = bench.before()?;
+    for settings in bench::teacher_settings(config.task, &config.eval, teacher.pipeline()) {
+        rows.push(bench.row(&mut painter, &params, &settings, String::new())?);
+    }
+    let grid = Grid {
+        title: format!("Teacher after {step} steps"),
+        subtitle: "same sources, prompts and seeds in all rows".into(),
+        columns: bench.columns(),
+        groups: vec![Group { title: String::new(), rows }],
+    };
+    Ok(save_png(&draw_grid(&grid), &run.sample_path(step))?)
+}
+
+/// Measures a teacher of a task, writes the results and says what to open.
+fn measure_task<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &mut RunFolder, seconds: f64) -> Outcome {
+    let encoders = Encoders::new(&config.encoders, teacher.pipeline(), &teacher.name);
+    let mut measured = Vec::new();
+    if let Some(bench) = TaskBench::new(config.task, &encoders, config)? {
+        let settings = bench::teacher_settings(config.task, &config.eval, teacher.pipeline());
+        let (model, shape) = (teacher.model(b)?, network::latent_shape(teacher.pipeline(), 0, 0)?);
+        let params = teacher.params(b)?;
+        let mut painter = Painter::new(b, model, &encoders, shape, config.eval.batch, "")?;
+        let mut progress = Progress::new("evaluation", bench.cost(&settings), 0);
+        measured = bench.without_network()?;
+        for settings in &settings {
+            measured.push(bench.measure(&mut painter, &params, settings, ("teacher", config.pretrain.steps), true, &mut progress)?);
+        }
+        progress.finish("");
+    }
+    measured.iter().try_for_each(|record| run.append(&Record::Task(record.clone())))?;
+    let results = TaskResults {
+        version: env!("CARGO_PKG_VERSION").into(),
+        task: config.task,
+        preset: config.preset.clone(),
+        seed: config.seed,
+        threads: rayon::current_num_threads(),
+        seconds: BTreeMap::from([("training".to_owned(), seconds)]),
+        measured,
+    };
+    results.write(run.path())?;
+    output::result(&results.markdown());
+    output::result(&format!(
+        "Trained in {}. Distil it with: ladd-fast distill --preset {} --teacher {}",
+        duration(seconds),
+        config.preset,
         run.path().display()
     ));
     Ok(())

@@ -8,9 +8,11 @@ use image::RgbImage;
 use super::common::device::on_device;
 use super::common::draw::{Order, pictures};
 use super::common::{Device, Encoders, Globals, Loaded, Loras, Outcome, Painter, Progress, flag, measure, network, number, output};
+use super::tasks;
 use crate::config::{Config, SampleConfig, SamplerChoice};
 use crate::data::parse_size;
 use crate::device::Backend;
+use crate::edit::Task;
 use crate::flow::{SampleSettings, SamplerKind};
 use crate::format::{Pipeline, Role};
 use crate::report::{Grid, Group, Row, draw_grid, save_png};
@@ -92,7 +94,7 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
     if arguments.count == 0 || arguments.count > 100_000 {
         return Err(Error::Usage(format!("--count {} must be between 1 and 100000", arguments.count)).into());
     }
-    let mut loaded = network::load(&arguments.network)?;
+    let mut loaded = tasks::load(&arguments.network, Task::Generate)?;
     arguments.loras.apply(&mut loaded)?;
     let pipeline = loaded.pipeline();
     let settings = settings(&config.sample, pipeline);
@@ -124,7 +126,7 @@ fn draw<B: Backend>(
     let params = loaded.params(b)?;
     let mut painter = Painter::new(b, model, &encoders, shape, config.sample.batch.min(which.len()), &arguments.negative)?;
     let mut progress = Progress::new("sampling", which.len() as u64, 0);
-    let order = Order { settings, seed: config.seed, first: 0, prompts: &prompts, which };
+    let order = Order { settings, seed: config.seed, first: 0, prompts: &prompts, which, conditioning: None };
     let pixels = painter.pixels(&params, &order, |drawn| progress.set(drawn as u64, String::new))?;
     let images = pictures(&pixels, painter.image_shape()?);
     progress.finish(&format!("{} images, {}, {}", images.len(), settings.kind.name(), measure::label(settings)));
@@ -148,12 +150,15 @@ pub(super) fn settings(config: &SampleConfig, pipeline: &Pipeline) -> SampleSett
         SamplerChoice::Auto => SamplerKind::Euler,
     };
     let (steps, guidance) = if student { (4, 1.0) } else { (28, 3.0) };
+    let image_guidance = if student || Task::of(&pipeline.model) != Task::Edit { 1.0 } else { 1.5 };
     SampleSettings {
         kind,
         steps: if config.steps == 0 { steps } else { config.steps },
         guidance: if config.guidance == 0.0 { guidance } else { config.guidance },
+        image_guidance: if config.image_guidance == 0.0 { image_guidance } else { config.image_guidance },
         shift: if config.shift == 0.0 { pipeline.shift } else { config.shift },
         spacing: pipeline.spacing,
+        start: 1.0,
     }
 }
 

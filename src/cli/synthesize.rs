@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::common::device::on_device;
-use super::common::{Device, Encoders, Globals, Outcome, Stop, flag, latents, network, number, output, path};
+use super::common::{Device, Encoders, Globals, Outcome, Stop, flag, latents, number, output, path};
+use super::tasks;
 use crate::data::{Manifest, Share};
+use crate::edit::Task;
 
 /// Draw training latents with a teacher.
 #[derive(Debug, Args)]
@@ -77,7 +79,7 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
         number("seed", "--seed", arguments.seed),
     ])?;
     let share = arguments.shard.as_deref().map_or(Ok(Share::WHOLE), Share::parse)?;
-    let teacher = network::load(&config.teacher.checkpoint)?;
+    let teacher = tasks::load(&config.teacher.checkpoint, Task::Generate)?;
     let device = Device::open(&config.device, config.deterministic)?;
     let encoders = Encoders::new(&config.encoders, teacher.pipeline(), &teacher.name);
     let made = on_device!(device, |b| latents::synthesize(b, &teacher, &encoders, &config.synthesize, config.seed, &arguments.out, share));

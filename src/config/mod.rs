@@ -10,6 +10,7 @@ mod prepare;
 mod presets;
 mod reference;
 mod sections;
+mod tasks;
 
 pub use layers::{Flag, Sources};
 pub use prepare::PrepareConfig;
@@ -20,10 +21,13 @@ pub use sections::{
     SynthesizeConfig, TeacherConfig,
 };
 
+pub use tasks::{EditConfig, InpaintConfig};
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::edit::Task;
 use crate::ladd::{AddConfig, LaddConfig, LcmConfig, Method};
 use crate::lora::LoraConfig;
 use crate::model::ModelConfig;
@@ -37,6 +41,8 @@ pub struct Config {
     pub preset: String,
     /// Seed of every random draw. The same seed gives the same run.
     pub seed: u64,
+    /// What the network is for: pictures from prompts, edits, or filled holes.
+    pub task: Task,
     /// Worker threads; 0 means all cores.
     pub threads: usize,
     /// Where to compute: `auto` (the first usable GPU, else the processor), `cpu`, `cuda` or `cuda:N`.
@@ -61,6 +67,10 @@ pub struct Config {
     pub synthesize: SynthesizeConfig,
     /// Rectified-flow training of a teacher.
     pub pretrain: PretrainConfig,
+    /// Pairs for editing.
+    pub edit: EditConfig,
+    /// Masks for inpainting.
+    pub inpaint: InpaintConfig,
     /// The distillation run.
     pub distill: DistillConfig,
     /// Adapters (LoRA) of the student.
@@ -84,6 +94,7 @@ impl Default for Config {
         Self {
             preset: "demo".into(),
             seed: 0,
+            task: Task::Generate,
             threads: 0,
             device: "auto".into(),
             deterministic: true,
@@ -96,6 +107,8 @@ impl Default for Config {
             prepare: PrepareConfig::default(),
             synthesize: SynthesizeConfig::default(),
             pretrain: PretrainConfig::default(),
+            edit: EditConfig::default(),
+            inpaint: InpaintConfig::default(),
             distill: DistillConfig::default(),
             lora: LoraConfig::default(),
             ladd: LaddConfig::default(),
@@ -145,9 +158,21 @@ impl Config {
         self.prepare.validate()?;
         self.synthesize.validate()?;
         self.pretrain.validate()?;
+        self.edit.validate()?;
+        self.inpaint.validate()?;
         self.distill.validate()?;
         self.sample.validate()?;
         self.eval.validate()?;
+        let plain = [Method::Ladd, Method::Regression].contains(&self.distill.method) && self.distill.student.is_empty();
+        if self.task != Task::Generate && !plain {
+            return Err(Error::Config(format!(
+                "task = \"{}\" takes distill.method = \"ladd\" or \"regression\" and no distill.student: baselines draw from prompts alone",
+                self.task.name()
+            )));
+        }
+        if self.model.conditioning_channels != 0 {
+            return Err(Error::Config("model.conditioning_channels is no setting: `task` decides what a network reads".into()));
+        }
         if self.seed > i64::MAX as u64 {
             return Err(Error::Config(format!("seed = {} must be below 2^63", self.seed)));
         }

@@ -14,9 +14,19 @@ pub struct Preset {
 }
 
 /// All presets; the first is the default.
-pub const PRESETS: [Preset; 7] = [
+pub const PRESETS: [Preset; 9] = [
     Preset { name: "demo", about: "the demo: under five minutes on two cores", text: include_str!("presets/demo.toml") },
     Preset { name: "demo-quick", about: "the demo in about a minute, for a first look", text: include_str!("presets/demo-quick.toml") },
+    Preset {
+        name: "demo-edit",
+        about: "a teacher and a student that edit the demo's pictures, in a few minutes on two cores",
+        text: include_str!("presets/demo-edit.toml"),
+    },
+    Preset {
+        name: "demo-inpaint",
+        about: "a teacher and a student that fill holes in the demo's pictures, in a few minutes on two cores",
+        text: include_str!("presets/demo-inpaint.toml"),
+    },
     Preset {
         name: "emoji-small",
         about: "the second demo, emoji in colour at 32 pixels, for a processor",

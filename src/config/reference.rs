@@ -9,6 +9,11 @@ use crate::{Error, Result};
 const MEANINGS: &[(&str, &str)] = &[
     ("preset", "The preset that the values begin from."),
     ("seed", "Seed of every random draw: the same seed gives the same run, on any number of threads."),
+    (
+        "task",
+        "What the network is for: `generate` (pictures from prompts), `edit` (a picture changed as an instruction says) or `inpaint` (the \
+         painted part of a picture filled in). [edit.md](edit.md) has the method.",
+    ),
     ("threads", "Worker threads; 0 means all cores."),
     ("device", "Where to compute: `auto` (the first usable GPU, else the processor), `cpu`, `cuda` or `cuda:N`."),
     (
@@ -29,7 +34,10 @@ const MEANINGS: &[(&str, &str)] = &[
         "Folder of latent shards to train on. Empty: in `distill` the teacher synthesizes them into the run folder first, `pretrain` takes \
          Fashion-MNIST.",
     ),
-    ("data.images", "Folder of the Fashion-MNIST idx files, which only `pretrain` reads (`scripts/get-demo-data` fetches them)."),
+    (
+        "data.images",
+        "Folder of the Fashion-MNIST idx files, which `pretrain`, editing and inpainting read (`scripts/get-demo-data` fetches them); or `builtin`: the first 2048 training images, which are part of the program.",
+    ),
     (
         "data.latent",
         "How images become latents: `dct` (the demo's stand-in for a VAE) or `vae`, Stable Diffusion 3's. `pretrain` takes `dct` alone; the rest read it from the network.",
@@ -101,6 +109,20 @@ const MEANINGS: &[(&str, &str)] = &[
         "distill.student",
         "The network that the student begins as, which may be smaller or larger than the teacher but reads the same latents and prompts. Empty: the teacher.",
     ),
+    ("edit.pairs", "How many pairs of a source and its target the demo trains editing on."),
+    (
+        "edit.exact",
+        "Share of the pairs whose instruction has one exact answer (`mirror it`); the others' targets are drawn by the base teacher.",
+    ),
+    ("edit.strength", "Time to which a source is noised before the base teacher draws its target from it: higher changes more."),
+    ("edit.steps", "Euler steps from there."),
+    ("edit.target_guidance", "Guidance scale of the base teacher."),
+    (
+        "edit.candidates",
+        "Targets drawn for each source. The one is kept that the classifier takes for what was asked and that overlaps most with the source; \
+         where there is none, an exact pair takes its place.",
+    ),
+    ("inpaint.masks", "Kinds of masks to train with, all equally often: `stroke`, `box`, `outpaint`."),
     ("distill.steps", "Optimiser steps."),
     ("distill.batch", "Samples per optimiser step."),
     ("distill.accumulate", "Micro-batches a step is cut into, to save memory; must divide `batch`. The result is the same to rounding."),
@@ -180,6 +202,10 @@ const MEANINGS: &[(&str, &str)] = &[
     ("optim.heads.moments", "As for the student."),
     ("sample.steps", "Sampling steps; 0 means 4 for students and 28 for teachers."),
     ("sample.guidance", "Guidance scale, 1 is unguided; 0 means 1 for students and 3 for teachers."),
+    (
+        "sample.image_guidance",
+        "Guidance scale of the image, for editing and inpainting, 1 is unguided; 0 means 1 for students and 1.5 for teachers.",
+    ),
     ("sample.shift", "Shift of Euler's times; 0 means the one stored with the network."),
     ("sample.sampler", "`renoise`, `euler`, or `auto`: `renoise` for students and `euler` for teachers."),
     ("sample.height", "Image height in pixels; 0 means the size the network was trained for."),
@@ -190,6 +216,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ("eval.student_steps", "Step counts at which the student is measured, unguided, with the renoise sampler."),
     ("eval.teacher_steps", "Step counts at which the teacher is measured, guided and unguided, with Euler."),
     ("eval.guidance", "Guidance scale of the guided teacher."),
+    ("eval.image_guidance", "Guidance scale of the image of the guided teacher, for editing and inpainting."),
     ("model.depth", "Joint blocks of the network that `pretrain` trains. Other commands read the shape from the checkpoint."),
     ("model.heads", "Attention heads; the hidden width is `heads * head_dim`."),
     ("model.head_dim", "Width of one attention head; the CUDA kernels take 64 and 128."),
@@ -203,6 +230,10 @@ const MEANINGS: &[(&str, &str)] = &[
     ("pretrain.steps", "Optimiser steps."),
     ("pretrain.batch", "Samples per step."),
     ("pretrain.caption_dropout", "Share of samples trained without their caption, which is what guidance needs."),
+    (
+        "pretrain.image_dropout",
+        "Share of samples of editing and inpainting trained without what conditions them, for guidance by the image. Half of the dropped captions lose it too: with both shares 2p, text, image and both are dropped with probability p each, as in InstructPix2Pix.",
+    ),
     ("pretrain.t", "Distribution of the diffusion time."),
     ("pretrain.ema_decay", "Decay of the moving average of the weights that is saved."),
     ("pretrain.checkpoint_every", "Steps between checkpoints; 0 writes only the last."),

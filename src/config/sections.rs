@@ -41,7 +41,7 @@ impl Default for TeacherConfig {
 pub struct DataConfig {
     /// Folder of latent shards to distil on; empty means that the teacher synthesizes them into the run folder.
     pub shards: String,
-    /// Folder of the Fashion-MNIST idx files, for `pretrain`.
+    /// Folder of the Fashion-MNIST idx files, for `pretrain` and for editing and inpainting; or `builtin`.
     pub images: String,
     /// How images become latents: `dct` is the demo's stand-in for a VAE.
     pub latent: String,
@@ -196,6 +196,8 @@ pub struct PretrainConfig {
     pub batch: usize,
     /// Share of samples trained without their caption, which is what guidance needs.
     pub caption_dropout: f32,
+    /// Share of samples trained without what conditions them, which is what guidance by the image needs.
+    pub image_dropout: f32,
     /// Distribution of the diffusion time.
     pub t: TimestepDistribution,
     /// Decay of the moving average of the weights that is saved.
@@ -220,6 +222,7 @@ impl Default for PretrainConfig {
             steps: 1000,
             batch: 128,
             caption_dropout: 0.1,
+            image_dropout: 0.1,
             t: TimestepDistribution::LogitNormal { mean: 0.0, std: 1.0 },
             ema_decay: 0.999,
             checkpoint_every: 500,
@@ -247,6 +250,7 @@ impl PretrainConfig {
         at_least_one("pretrain.keep_checkpoints", self.keep_checkpoints)?;
         at_least_one("pretrain.log_every", self.log_every as usize)?;
         in_range("pretrain.caption_dropout", self.caption_dropout, (0.0..=1.0).contains(&self.caption_dropout))?;
+        in_range("pretrain.image_dropout", self.image_dropout, (0.0..=1.0).contains(&self.image_dropout))?;
         in_range("pretrain.ema_decay", self.ema_decay as f32, (0.0..1.0).contains(&self.ema_decay))?;
         self.t.validate("pretrain.t")?;
         self.optim.validate("pretrain.optim")
@@ -367,6 +371,8 @@ pub struct SampleConfig {
     pub steps: usize,
     /// Guidance scale, 1 is unguided; 0 means 1 for students and 3 for teachers.
     pub guidance: f32,
+    /// Guidance scale of the image, for editing and inpainting, 1 is unguided; 0 means 1 for students and 1.5 for teachers.
+    pub image_guidance: f32,
     /// Shift of Euler's times; 0 means the one stored with the network.
     pub shift: f32,
     /// The sampler.
@@ -381,7 +387,7 @@ pub struct SampleConfig {
 
 impl Default for SampleConfig {
     fn default() -> Self {
-        Self { steps: 0, guidance: 0.0, shift: 0.0, sampler: SamplerChoice::Auto, height: 0, width: 0, batch: 64 }
+        Self { steps: 0, guidance: 0.0, image_guidance: 0.0, shift: 0.0, sampler: SamplerChoice::Auto, height: 0, width: 0, batch: 64 }
     }
 }
 
@@ -389,6 +395,7 @@ impl SampleConfig {
     pub(super) fn validate(&self) -> Result<()> {
         at_least_one("sample.batch", self.batch)?;
         in_range("sample.shift", self.shift, self.shift >= 0.0)?;
+        guidance_in_range("sample.image_guidance", self.image_guidance)?;
         guidance_in_range("sample.guidance", self.guidance)
     }
 }
@@ -407,11 +414,20 @@ pub struct EvalConfig {
     pub teacher_steps: Vec<usize>,
     /// Guidance scale of the guided teacher.
     pub guidance: f32,
+    /// Its guidance scale of the image, for editing and inpainting.
+    pub image_guidance: f32,
 }
 
 impl Default for EvalConfig {
     fn default() -> Self {
-        Self { samples: 1000, batch: 100, student_steps: vec![1, 2, 4], teacher_steps: vec![1, 2, 4, 50], guidance: 3.0 }
+        Self {
+            samples: 1000,
+            batch: 100,
+            student_steps: vec![1, 2, 4],
+            teacher_steps: vec![1, 2, 4, 50],
+            guidance: 3.0,
+            image_guidance: 1.5,
+        }
     }
 }
 
@@ -426,6 +442,7 @@ impl EvalConfig {
                 return Err(Error::Config(format!("{key} = {steps:?} must hold numbers of at least 1")));
             }
         }
+        guidance_in_range("eval.image_guidance", self.image_guidance)?;
         guidance_in_range("eval.guidance", self.guidance)
     }
 }
@@ -443,14 +460,15 @@ pub(super) fn demo_model() -> ModelConfig {
         pos_embed_max: 4,
         qk_norm: true,
         dual_attention_blocks: 0,
+        conditioning_channels: 0,
     }
 }
 
-fn at_least_one(key: &str, value: usize) -> Result<()> {
+pub(super) fn at_least_one(key: &str, value: usize) -> Result<()> {
     if value == 0 { Err(Error::Config(format!("{key} = 0 must be at least 1"))) } else { Ok(()) }
 }
 
-fn guidance_in_range(key: &str, value: f32) -> Result<()> {
+pub(super) fn guidance_in_range(key: &str, value: f32) -> Result<()> {
     in_range(key, value, (0.0..=100.0).contains(&value))
 }
 

@@ -203,8 +203,8 @@ fn complete(folder: &Path) -> Result<Manifest> {
 
 fn check_shape(settings: &DatasetSettings, path: &Path, [c, h, w]: [usize; 3]) -> Result<()> {
     let model = &settings.pipeline.model;
-    if c != model.in_channels {
-        return Err(Error::file(path, format!("holds latents of {c} channels for a network of {}", model.in_channels)));
+    if c != settings.channels() {
+        return Err(Error::file(path, format!("holds latents of {c} channels for a network of {}", settings.channels())));
     }
     model.grid(h, w).map(|_| ()).map_err(|error| Error::file(path, error.to_string()))
 }

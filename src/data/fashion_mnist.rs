@@ -10,6 +10,7 @@ use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 
+use crate::format::SafetensorsFile;
 use crate::{Error, Result};
 
 /// The ten classes; their names serve as prompts.
@@ -25,6 +26,12 @@ const MOST: usize = 1 << 20;
 /// First bytes of an idx file of bytes with three axes (images) and one (labels).
 const IMAGES_MAGIC: [u8; 4] = [0, 0, 8, 3];
 const LABELS_MAGIC: [u8; 4] = [0, 0, 8, 1];
+
+/// The first 2048 training images, part of the program.
+static TRAIN_IMAGES: &[u8] = include_bytes!("demo/train-images-idx3-ubyte.gz");
+static TRAIN_LABELS: &[u8] = include_bytes!("demo/train-labels-idx1-ubyte.gz");
+/// A hundred test images, ten of each class.
+static TEST_IMAGES: &[u8] = include_bytes!("demo/test_images.safetensors");
 
 /// Which part of the data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +63,24 @@ impl FashionMnist {
         let (images, labels) = (folder.join(format!("{name}-images-idx3-ubyte.gz")), folder.join(format!("{name}-labels-idx1-ubyte.gz")));
         let pixels = read_idx(&images, IMAGES_MAGIC, &[SIDE, SIDE])?;
         let classes = read_idx(&labels, LABELS_MAGIC, &[])?;
+        Self::checked(pixels, classes, &labels)
+    }
+
+    /// The images that are part of the program: the first 2048 to train on, a hundred of all classes to measure against.
+    ///
+    /// # Errors
+    /// Never in a program that was built from intact files.
+    pub fn builtin(split: Split) -> Result<Self> {
+        let name = Path::new("the built-in images");
+        if split == Split::Test {
+            let file = SafetensorsFile::from_bytes("the built-in test images", TEST_IMAGES)?;
+            return Self::checked(file.u8("images")?, file.u8("labels")?, name);
+        }
+        let pixels = parse_idx(TRAIN_IMAGES, name, IMAGES_MAGIC, &[SIDE, SIDE])?;
+        Self::checked(pixels, parse_idx(TRAIN_LABELS, name, LABELS_MAGIC, &[])?, name)
+    }
+
+    fn checked(pixels: Vec<u8>, classes: Vec<u8>, labels: &Path) -> Result<Self> {
         if pixels.len() != classes.len() * SIDE * SIDE {
             let count = pixels.len() / (SIDE * SIDE);
             return Err(Error::file(labels, format!("has {} labels for the {count} images beside it: fetch both again", classes.len())));
@@ -109,6 +134,10 @@ fn read_idx(path: &Path, magic: [u8; 4], item: &[usize]) -> Result<Vec<u8>> {
         }
         _ => Error::io("read", path, source),
     })?;
+    parse_idx(file, path, magic, item)
+}
+
+fn parse_idx(file: impl Read, path: &Path, magic: [u8; 4], item: &[usize]) -> Result<Vec<u8>> {
     let damaged =
         |cause: String| Error::file(path, format!("{cause}: it is damaged or another data set, fetch it again with scripts/get-demo-data"));
     let mut content = MultiGzDecoder::new(file);
@@ -174,6 +203,16 @@ mod tests {
         }
         assert_eq!(data.images(2..99).len(), 1024);
         assert!(data.images(7..9).is_empty());
+    }
+
+    #[test]
+    fn the_built_in_images_are_all_there() {
+        let (train, test) = (FashionMnist::builtin(Split::Train).unwrap(), FashionMnist::builtin(Split::Test).unwrap());
+        assert_eq!((train.len(), test.len()), (2048, 100));
+        for data in [&train, &test] {
+            assert!((0..10).all(|class| data.labels().iter().filter(|label| **label == class).count() * 11 > data.len()));
+        }
+        assert_ne!(train.images(0..1), test.images(0..1));
     }
 
     #[test]

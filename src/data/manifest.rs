@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::edit::Task;
 use crate::format::{Dtype, Pipeline, SafetensorsFile, hex, write_atomically};
 use crate::{Error, Result};
 
@@ -173,6 +174,12 @@ impl DatasetSettings {
             return Ok(());
         };
         Err(Error::Config(format!("latents: {problem}")))
+    }
+
+    /// Channels of a sample: those of a latent, and for editing of its source behind it.
+    pub fn channels(&self) -> usize {
+        let model = &self.pipeline.model;
+        if Task::of(model) == Task::Edit { 2 * model.in_channels } else { model.in_channels }
     }
 
     /// The settings in which two data sets differ, in words; empty if they would hold the same latents.

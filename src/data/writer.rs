@@ -194,12 +194,8 @@ impl ShardWriter {
         if self.remaining() == 0 {
             return fail(format!("the data set is complete with {} latents", self.total));
         }
-        if latent.len() != shape.iter().product::<usize>() || shape[0] != settings.pipeline.model.in_channels {
-            return fail(format!(
-                "{} numbers of shape {shape:?} are no latent of {} channels",
-                latent.len(),
-                settings.pipeline.model.in_channels
-            ));
+        if latent.len() != shape.iter().product::<usize>() || shape[0] != settings.channels() {
+            return fail(format!("{} numbers of shape {shape:?} are no latent of {} channels", latent.len(), settings.channels()));
         }
         settings.pipeline.model.grid(shape[1], shape[2])?;
         if prompt as usize >= settings.prompts.len() {
@@ -396,6 +392,7 @@ pub(crate) mod tests {
             pos_embed_max: 8,
             qk_norm: false,
             dual_attention_blocks: 0,
+            conditioning_channels: 0,
         };
         DatasetSettings {
             origin: Origin::Synthesized(Synthesis { teacher: "f00d".into(), guidance: 2.0, sampler: "euler".into(), sampler_steps: 20 }),

@@ -215,7 +215,8 @@ pub trait Backend: Send + Sync + Sized + std::fmt::Debug + 'static {
 
     // ---- linear: GEMMs with their epilogues ---------------------------------------------------------------------
 
-    /// `y = x W^T + b` (`y += ...` with `accumulate`); x `[rows, inputs]`, y `[rows, outputs]`.
+    /// `y = x W^T + b` (`y += ...` with `accumulate`; `b` is left out where the layer has none); x `[rows, inputs]`, y
+    /// `[rows, outputs]`.
     fn linear(
         &self,
         params: &Self::Data,
@@ -259,7 +260,7 @@ pub trait Backend: Send + Sync + Sized + std::fmt::Debug + 'static {
         d_pre: ViewMut<'_, Self::Data>,
     );
 
-    /// `dW += dy^T x`, `db += sum over rows of dy`, into the gradient arena.
+    /// `dW += dy^T x`, `db += sum over rows of dy` where there is a bias, into the gradient arena.
     fn linear_backward_weight(
         &self,
         grads: &mut Self::Stat,

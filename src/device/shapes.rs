@@ -9,7 +9,7 @@ use crate::ladd::AdversarialLoss;
 pub struct Linear {
     /// Offset of the weight `[outputs, inputs]`.
     pub weight: usize,
-    /// Offset of the bias `[outputs]`.
+    /// Offset of the bias `[outputs]`, or [`Linear::NO_BIAS`].
     pub bias: usize,
     /// Width of `x`.
     pub inputs: usize,
@@ -18,6 +18,14 @@ pub struct Linear {
 }
 
 impl Linear {
+    /// In place of a bias' offset: the layer has none. [`linear`](super::Backend::linear) and its gradients know of it.
+    pub const NO_BIAS: usize = usize::MAX;
+
+    /// Whether the layer has a bias.
+    pub fn has_bias(&self) -> bool {
+        self.bias != Self::NO_BIAS
+    }
+
     /// Whether the layer's widths allow [`linear_fp8`](super::Backend::linear_fp8).
     ///
     /// # Errors

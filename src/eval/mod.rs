@@ -9,6 +9,7 @@ mod classifier;
 mod diversity;
 mod frechet;
 mod pairs;
+mod similarity;
 
 use std::path::Path;
 
@@ -21,6 +22,7 @@ pub use classifier::{Classification, Classifier};
 pub use diversity::mean_distance_within_classes;
 pub use frechet::{Gaussian, frechet_distance};
 pub use pairs::{Gallery, PairQuality};
+pub use similarity::{Psnr, overlap};
 
 static CLASSIFIER: &[u8] = include_bytes!("../data/demo/classifier.safetensors");
 static STATISTICS: &[u8] = include_bytes!("../data/demo/statistics.safetensors");

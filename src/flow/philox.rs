@@ -37,6 +37,10 @@ pub mod stream {
     pub const MOMENTS: Stream = 36;
     /// Order of the samples.
     pub const SHUFFLE: Stream = 35;
+    /// Masks for inpainting.
+    pub const MASKS: Stream = 38;
+    /// Noise on the sources of pairs for editing, and which instruction each has.
+    pub const PAIRS: Stream = 39;
     /// Noise a sampler starts from.
     pub const SAMPLER_START: Stream = 48;
     /// Fresh noise of the renoise sampler: this plus the number of the sampling step.

@@ -317,7 +317,7 @@ fn config_json(model: &ModelConfig) -> serde_json::Value {
         "attention_head_dim": model.head_dim,
         "caption_projection_dim": model.hidden(),
         "dual_attention_layers": (0..model.dual_attention_blocks).collect::<Vec<_>>(),
-        "in_channels": model.in_channels,
+        "in_channels": model.in_channels + model.conditioning_channels,
         "joint_attention_dim": model.context_dim,
         "num_attention_heads": model.heads,
         "num_layers": model.depth,
@@ -366,20 +366,27 @@ fn read_config(path: &Path) -> Result<ModelConfig> {
     if let Some(other) = config.qk_norm.as_ref().filter(|norm| *norm != "rms_norm") {
         return fail(format!("qk_norm = \"{other}\" is neither null nor \"rms_norm\""));
     }
-    if let Some(out) = config.out_channels.filter(|out| *out != config.in_channels) {
-        return fail(format!("out_channels = {out} differs from in_channels = {}", config.in_channels));
+    // What the network reads beyond what it predicts is its conditioning: nothing, a source, or a masked latent and its mask.
+    let channels = config.out_channels.unwrap_or(config.in_channels);
+    let conditioning_channels = config.in_channels.saturating_sub(channels);
+    if channels + conditioning_channels != config.in_channels || ![0, channels, channels + 1].contains(&conditioning_channels) {
+        return fail(format!(
+            "out_channels = {channels} suits neither generating, editing nor inpainting with in_channels = {}",
+            config.in_channels
+        ));
     }
     let model = ModelConfig {
         depth: config.num_layers,
         heads: config.num_attention_heads,
         head_dim: config.attention_head_dim,
-        in_channels: config.in_channels,
+        in_channels: channels,
         patch: config.patch_size,
         context_dim: config.joint_attention_dim,
         pooled_dim: config.pooled_projection_dim,
         pos_embed_max: config.pos_embed_max_size,
         qk_norm: config.qk_norm.is_some(),
         dual_attention_blocks: config.dual_attention_layers.len(),
+        conditioning_channels,
     };
     model.validate().map_err(|error| Error::file(path, format!("describes no model that can be built: {error}")))?;
     if config.caption_projection_dim != model.hidden() {

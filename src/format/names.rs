@@ -12,12 +12,12 @@ use crate::model::mmdit::{MmditLayout, POS_EMBED};
 /// ```
 /// # use ladd_fast::{format::parameter_shapes, model::ModelConfig};
 /// # let config = ModelConfig { depth: 1, heads: 2, head_dim: 8, in_channels: 4, patch: 2, context_dim: 5,
-/// #     pooled_dim: 3, pos_embed_max: 6, qk_norm: false, dual_attention_blocks: 0 };
+/// #     pooled_dim: 3, pos_embed_max: 6, qk_norm: false, dual_attention_blocks: 0,
+/// #     conditioning_channels: 0 };
 /// assert_eq!(parameter_shapes(&config)["x_embedder.proj.weight"], [16, 4, 2, 2]);
 /// ```
 pub fn parameter_shapes(config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
-    let layout = MmditLayout::new(config).arena;
-    let mut shapes: BTreeMap<_, _> = layout.entries().iter().map(|entry| (entry.name.clone(), entry.shape.clone())).collect();
+    let mut shapes = MmditLayout::new(config).file_shapes(config);
     shapes.insert(POS_EMBED.to_owned(), vec![1, config.pos_embed_max * config.pos_embed_max, config.hidden()]);
     shapes
 }
@@ -61,6 +61,7 @@ pub(crate) mod tests {
             pos_embed_max: 6,
             qk_norm,
             dual_attention_blocks,
+            conditioning_channels: 0,
         }
     }
 

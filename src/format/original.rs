@@ -107,6 +107,9 @@ fn detect(shapes: &BTreeMap<String, Vec<usize>>) -> Result<ModelConfig, String> 
         return Err(format!("has a positional grid of {positions} tokens, which is not a square"));
     }
     let hidden = embedder[0];
+    // What the network reads beyond what it predicts is its conditioning.
+    let area = embedder[2].saturating_mul(embedder[2]).max(1);
+    let channels = shapes.get("final_layer.linear.bias").and_then(|shape| shape.first()).map_or(embedder[1], |outputs| outputs / area);
     let normed = shapes.get("joint_blocks.0.x_block.attn.ln_q.weight").and_then(|shape| shape.first().copied());
     let head_dim = normed.unwrap_or(HEAD_DIM);
     if head_dim == 0 || !hidden.is_multiple_of(head_dim) {
@@ -120,13 +123,14 @@ fn detect(shapes: &BTreeMap<String, Vec<usize>>) -> Result<ModelConfig, String> 
         depth,
         heads: hidden / head_dim,
         head_dim,
-        in_channels: embedder[1],
+        in_channels: channels,
         patch: embedder[2],
         context_dim: shape("context_embedder.weight", 2)?[1],
         pooled_dim: shape("y_embedder.mlp.0.weight", 2)?[1],
         pos_embed_max: side,
         qk_norm: normed.is_some(),
         dual_attention_blocks: shapes.keys().filter(|name| name.ends_with(".x_block.attn2.qkv.weight")).count(),
+        conditioning_channels: embedder[1].saturating_sub(channels),
     };
     model.validate().map_err(|error| format!("describes no model that can be built: {error}"))?;
     Ok(model)

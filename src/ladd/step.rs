@@ -25,6 +25,9 @@ pub struct Batch<B: Backend> {
     samples: usize,
     /// Real latents `[B, C, H, W]`.
     pub x0: B::Stat,
+    /// What student and teacher read beside the noisy latent: `[B, K, H, W]`, and its tokens once per group,
+    /// `[groups, B * N, K p p]`. Networks without conditioning have none.
+    pub conditioning: Option<(B::Stat, B::Data)>,
     /// Text context, once per group: `[groups, B, L, context_dim]`. The mismatched group has other samples' text.
     pub context: B::Data,
     /// Pooled text, once per group: `[groups, B, pooled_dim]`.
@@ -41,7 +44,9 @@ impl<B: Backend> Batch<B> {
     /// The network's inputs for the first `samples` samples of `image` at the times `t`, with this batch's text.
     fn inputs<'a>(&'a self, samples: usize, image: Image<'a, B>, t: &'a B::Stat) -> Inputs<'a, B> {
         let (context, pooled) = self.text(samples);
-        Inputs { batch: samples, image, t: t.part(0..samples), context, pooled }
+        let tokens = |(_, tokens): &'a (B::Stat, B::Data)| tokens.part(0..tokens.len() / self.samples * samples);
+        let conditioning = self.conditioning.as_ref().map(tokens);
+        Inputs { batch: samples, image, conditioning, t: t.part(0..samples), context, pooled }
     }
 }
 
@@ -50,6 +55,8 @@ impl<B: Backend> Batch<B> {
 pub struct HostBatch<'a> {
     /// Real latents `[B, C, H, W]`.
     pub x0: &'a [f32],
+    /// The conditioning `[B, K, H, W]`, not noised, where the networks read one.
+    pub conditioning: Option<&'a [f32]>,
     /// Context `[B, L, context_dim]`.
     pub context: &'a [f32],
     /// Pooled text `[B, pooled_dim]`.
@@ -79,6 +86,8 @@ pub struct LaddStep<B: Backend> {
     /// Latents as the teacher reads them.
     patches: PatchShape,
     numel: usize,
+    /// The conditioning as both networks read it; of no channels where they read none.
+    conditioning: PatchShape,
     context_len: usize,
     pooled_len: usize,
     positions: usize,
@@ -140,6 +149,7 @@ impl<B: Backend> LaddStep<B> {
         let (s, t) = (student.config(), teacher.config());
         for (what, student, teacher) in [
             ("in_channels", s.in_channels, t.in_channels),
+            ("conditioning_channels", s.conditioning_channels, t.conditioning_channels),
             ("patch", s.patch, t.patch),
             ("context_dim", s.context_dim, t.context_dim),
             ("pooled_dim", s.pooled_dim, t.pooled_dim),
@@ -202,6 +212,7 @@ impl<B: Backend> LaddStep<B> {
             student: (student.activations(b, student_plan)?, student.gradients(b, &student_plan)?),
             judge: judge.transpose()?,
             target: target.transpose()?,
+            conditioning: PatchShape { channels: t.conditioning_channels, ..patches },
             context_len: shape.text * t.context_dim,
             pooled_len: t.pooled_dim,
             config,
@@ -235,9 +246,12 @@ impl<B: Backend> LaddStep<B> {
     /// When the device's memory is exhausted.
     pub fn alloc_batch(&self, b: &B) -> Result<Batch<B>> {
         let samples = self.groups.count() * self.shape.batch;
+        let conditioned = self.conditioning.channels * self.shape.height * self.shape.width;
+        let room = || Ok::<_, Error>((b.alloc_stat(self.shape.batch * conditioned)?, b.alloc_data(samples * conditioned)?));
         Ok(Batch {
             samples,
             x0: b.alloc_stat(self.shape.batch * self.numel)?,
+            conditioning: (conditioned > 0).then(room).transpose()?,
             context: b.alloc_data(samples * self.context_len)?,
             pooled: b.alloc_data(samples * self.pooled_len)?,
         })
@@ -246,10 +260,18 @@ impl<B: Backend> LaddStep<B> {
     /// Copies host values into a micro-batch.
     ///
     /// # Panics
-    /// When their lengths are not the planned ones, or the mismatched text is missing where it is needed.
+    /// When their lengths are not the planned ones, or the mismatched text or the conditioning is missing where it is needed.
     pub fn upload(&self, b: &B, host: &HostBatch<'_>, batch: &mut Batch<B>) {
         let (context_len, pooled_len) = (self.shape.batch * self.context_len, self.shape.batch * self.pooled_len);
         b.upload_stat(host.x0, batch.x0.all_mut());
+        assert_eq!(batch.conditioning.is_some(), host.conditioning.is_some(), "what the networks read must be given");
+        if let (Some((latents, tokens)), Some(host)) = (&mut batch.conditioning, host.conditioning) {
+            b.upload_stat(host, latents.all_mut());
+            let len = latents.len();
+            (0..self.groups.count()).for_each(|group| {
+                b.patchify(&self.conditioning, latents.all(), tokens.part_mut(group * len..(group + 1) * len));
+            });
+        }
         for group in 0..self.groups.count() {
             let (context, pooled) = match (self.groups.mismatch_index() == Some(group), host.mismatch) {
                 (true, Some(other)) => other,

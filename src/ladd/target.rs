@@ -163,6 +163,7 @@ impl<B: Backend> TargetPass<B> {
             b.flow_noise(given.step, stream::SCORE_NOISE, None, given.x0_hat, t, seen, None);
         }
         let inputs = Inputs {
+            conditioning: None,
             batch: halves * n,
             image: Image::Latent(self.seen.all()),
             t: self.t.all(),
@@ -195,6 +196,7 @@ impl<B: Backend> TargetPass<B> {
             b.copy(given.x_t, self.seen.part_mut(half * len..(half + 1) * len));
         }
         let inputs = Inputs {
+            conditioning: None,
             batch: halves * n,
             image: Image::Latent(self.seen.all()),
             t: self.t.all(),
@@ -210,7 +212,8 @@ impl<B: Backend> TargetPass<B> {
         let Some(average) = &mut self.average else { return };
         network.average_into(b, &mut average.params);
         let (context, pooled) = given.batch.text(n);
-        let inputs = Inputs { batch: n, image: Image::Latent(self.seen.part(0..len)), t: self.t.part(0..n), context, pooled };
+        let inputs =
+            Inputs { batch: n, image: Image::Latent(self.seen.part(0..len)), conditioning: None, t: self.t.part(0..n), context, pooled };
         student.forward(b, &average.params, &inputs, &mut average.acts, Some(ImageMut::Tokens(self.tokens.part_mut(0..len))));
         let (seen, tokens, t) = (self.seen.part(0..len), self.tokens.part(0..len), self.t.part(0..n));
         let (x0, spare) = (self.x0.all_mut(), self.spare.part_mut(0..len));

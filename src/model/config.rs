@@ -35,6 +35,15 @@ pub struct ModelConfig {
     pub qk_norm: bool,
     /// How many leading blocks have a second, image-only attention (SD3.5-medium: 13).
     pub dual_attention_blocks: usize,
+    /// Channels beside the noisy latent that are read as they are: none, the source's latent for editing (as many as
+    /// `in_channels`), the masked latent and the mask for inpainting (one more). Not a setting: `task` decides it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub conditioning_channels: usize,
+}
+
+/// Networks without conditioning are described as they always were.
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 impl ModelConfig {
@@ -87,6 +96,12 @@ impl ModelConfig {
         }
         if !self.hidden().is_multiple_of(4) {
             return Err(Error::Config(format!("model.heads * model.head_dim = {} must be a multiple of 4", self.hidden())));
+        }
+        if ![0, self.in_channels, self.in_channels + 1].contains(&self.conditioning_channels) {
+            return Err(Error::Config(format!(
+                "model.conditioning_channels = {} must be 0, model.in_channels = {} (editing) or one more (inpainting)",
+                self.conditioning_channels, self.in_channels
+            )));
         }
         if self.dual_attention_blocks > self.depth {
             return Err(Error::Config(format!(

@@ -99,6 +99,7 @@ impl ModelConfig {
 
         let mut parts = vec![
             layer(rows[0], patch_width, h, latent_only),
+            layer(rows[0], self.conditioning_channels * self.patch * self.patch, h, [false; 2]),
             layer(rows[1], self.context_dim, h, [false; 2]),
             layer(batch, FREQUENCIES, h, [false; 2]),
             layer(batch, h, h, weights_only),
@@ -181,6 +182,7 @@ mod tests {
             pos_embed_max: 2,
             qk_norm: false,
             dual_attention_blocks: dual,
+            conditioning_channels: 0,
         };
         (config, Shape { batch: 1, height: 4, width: 4, text: 3 })
     }

@@ -4,6 +4,7 @@ mod contact;
 mod curves;
 mod grid;
 mod table;
+mod tasks;
 mod text;
 
 pub use contact::{ContactRow, ContactSheet, draw_contact_sheet};
@@ -11,6 +12,7 @@ pub use curves::{Across, COLOURS, Panel, Reference, Series, Stroke, distillation
 pub use grid::{Grid, Group, Row, draw_grid};
 pub(crate) use table::table as markdown_table;
 pub use table::{Gain, Results};
+pub use tasks::TaskResults;
 pub use text::{Anchor, Ink, Weight};
 
 use std::path::Path;

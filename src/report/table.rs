@@ -174,15 +174,15 @@ fn row(name: &str, q: &QualityRecord) -> Vec<String> {
     vec![name.into(), q.sampler.clone(), q.steps.to_string(), scale, q.evaluations.to_string(), fd, accuracy, diversity]
 }
 
-fn number(value: f64, decimals: usize) -> String {
+pub(super) fn number(value: f64, decimals: usize) -> String {
     if value.is_finite() { format!("{value:.decimals$}") } else { "not finite".to_owned() }
 }
 
-fn guidance(scale: f32) -> String {
+pub(super) fn guidance(scale: f32) -> String {
     if scale == 1.0 { "unguided".to_owned() } else { format!("guidance {scale}") }
 }
 
-fn plural(count: usize) -> &'static str {
+pub(super) fn plural(count: usize) -> &'static str {
     if count == 1 { "" } else { "s" }
 }
 

@@ -1,5 +1,7 @@
 //! What a training step reports, one JSON object a line in `metrics.jsonl`.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// One discriminator head in one step. Means and accuracies run over the batch and all token positions.
@@ -106,6 +108,29 @@ pub struct QualityRecord {
     pub diversity: f64,
     /// How many images were drawn.
     pub samples: usize,
+}
+
+/// How well a network edits or inpaints with one sampler setting, or what something else gives in its place.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TaskRecord {
+    /// Step of the distillation at which it was measured; 0 is before the first.
+    pub step: u32,
+    /// `teacher`, `before`, `student`, `control`; or in words what was measured to compare with.
+    pub network: String,
+    /// `euler` or `renoise`; empty where nothing was drawn.
+    pub sampler: String,
+    /// Sampling steps.
+    pub steps: usize,
+    /// Guidance scale of the text; 1 is unguided.
+    pub guidance: f32,
+    /// Guidance scale of the image.
+    pub image_guidance: f32,
+    /// Network evaluations a picture costs.
+    pub evaluations: usize,
+    /// Pictures.
+    pub samples: usize,
+    /// The measurements by name; see [`TaskResults`](crate::report::TaskResults).
+    pub numbers: BTreeMap<String, f64>,
 }
 
 /// A number that JSON may have had to write as `null`, because it was not finite.

@@ -14,7 +14,7 @@ mod watch;
 pub use adapters::{AdapterPlan, Adapters};
 pub use checkpointing::{Checkpointed, Checkpointing};
 pub use distill::{DistillSettings, Distiller, MicroBatch};
-pub use metrics::{HeadStats, PretrainRecord, QualityRecord, StepRecord};
+pub use metrics::{HeadStats, PretrainRecord, QualityRecord, StepRecord, TaskRecord};
 pub use network::Network;
 pub use optim::{Moments, OptimConfig, Schedule};
 pub use pretrain::{PretrainSettings, Pretrainer, initial_weights};

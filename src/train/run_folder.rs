@@ -20,7 +20,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::{PretrainRecord, QualityRecord, StepRecord};
+use super::{PretrainRecord, QualityRecord, StepRecord, TaskRecord};
 use crate::config::{Config, Sources};
 use crate::{Error, Result};
 
@@ -38,6 +38,8 @@ pub enum Record {
     Pretrain(PretrainRecord),
     /// A measurement of quality.
     Quality(QualityRecord),
+    /// A measurement of editing or inpainting.
+    Task(TaskRecord),
     /// A finished part of the run (`synthesis`, `distillation`, ...), or the part of it that one process did.
     Phase {
         /// Its name.
@@ -56,6 +58,7 @@ impl Record {
             Self::Step(record) => record.step,
             Self::Pretrain(record) => record.step,
             Self::Quality(record) => record.step,
+            Self::Task(record) => record.step,
             Self::Phase { step, .. } => *step,
         }
     }

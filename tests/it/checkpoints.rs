@@ -39,7 +39,14 @@ fn velocity(kind: &str, config: &ModelConfig, stored: &StoredTensors) -> Vec<f32
     let (b, file) = (Cpu::<f32>::new(), expected());
     let input = |name: &str| file.f32(&format!("{kind}.{name}")).unwrap();
     let shape = Shape { batch: 2, height: 6, width: 10, text: 7 };
-    let inputs = HostInputs { shape, latent: input("latent"), t: input("t"), context: input("context"), pooled: input("pooled") };
+    let inputs = HostInputs {
+        shape,
+        latent: input("latent"),
+        conditioning: None,
+        t: input("t"),
+        context: input("context"),
+        pooled: input("pooled"),
+    };
     let model = Mmdit::new(&b, config.clone(), &stored.read(POS_EMBED).unwrap().data).unwrap();
     let weights = stored.gather(&model.layout().arena).unwrap();
     let params = data(&b, &weights);

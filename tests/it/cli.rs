@@ -46,7 +46,8 @@ pub fn refuse(arguments: &[&str]) -> String {
 
 #[test]
 fn help_shows_examples() {
-    for command in ["distill", "sample", "eval", "export", "synthesize", "prepare", "pretrain", "study", "lora", "info"] {
+    for command in ["distill", "sample", "edit", "inpaint", "eval", "export", "synthesize", "prepare", "pretrain", "study", "lora", "info"]
+    {
         assert!(succeed(&[command, "--help"]).contains("Examples:\n  "), "{command}");
     }
     assert!(succeed(&["--help"]).contains("ladd-fast distill"));
@@ -134,6 +135,7 @@ pub static TEACHER: LazyLock<Teacher> = LazyLock::new(|| {
         pos_embed_max: 4,
         qk_norm: true,
         dual_attention_blocks: 0,
+        conditioning_channels: 0,
     };
     let grid = sinusoidal_grid(&model);
     let network = Mmdit::new(&Cpu::<f32>::new(), model.clone(), &grid).unwrap();

@@ -66,6 +66,7 @@ fn forward_and_backward() {
         pos_embed_max: 12,
         qk_norm: true,
         dual_attention_blocks: 1,
+        conditioning_channels: 0,
     };
     for shape in [Shape { batch: 33, height: 8, width: 8, text: 4 }, Shape { batch: 2, height: 18, width: 14, text: 77 }] {
         same_in_pools(|| {

@@ -159,6 +159,7 @@ impl Golden {
             pos_embed_max: size("pos_embed_max"),
             qk_norm: config["qk_norm"].as_bool().unwrap(),
             dual_attention_blocks: size("dual_attention_blocks"),
+            conditioning_channels: config["conditioning_channels"].as_u64().unwrap_or(0) as usize,
         }
     }
 

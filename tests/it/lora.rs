@@ -39,6 +39,7 @@ pub fn inputs() -> HostInputs {
     HostInputs {
         shape: Shape { batch: 2, height: 8, width: 12, text: 7 },
         latent: get("hidden_states"),
+        conditioning: None,
         t: get("timestep").iter().map(|t| t / 1000.0).collect(),
         context: get("encoder_hidden_states"),
         pooled: get("pooled_projections"),

@@ -26,6 +26,7 @@ mod prepare;
 mod rig;
 mod step_benchmark;
 mod study;
+mod tasks;
 
 /// The project's folder. `LADD_FAST_ROOT` names another one, for a test binary that was carried to another machine.
 fn root() -> std::path::PathBuf {

@@ -24,6 +24,8 @@ pub struct Rig<'a, B: Backend> {
 pub struct HostInputs {
     pub shape: Shape,
     pub latent: Vec<f32>,
+    /// `[B, K, H, W]`, for networks that read one.
+    pub conditioning: Option<Vec<f32>>,
     pub t: Vec<f32>,
     pub context: Vec<f32>,
     pub pooled: Vec<f32>,
@@ -92,6 +94,8 @@ impl HostInputs {
         let Shape { batch, height, width, text } = shape;
         Self {
             latent: normals(seed, 1, batch * config.in_channels * height * width),
+            conditioning: (config.conditioning_channels > 0)
+                .then(|| normals(seed, 5, batch * config.conditioning_channels * height * width)),
             t: normals(seed, 2, batch).iter().map(|n| 1.0 / (1.0 + n.exp())).collect(),
             context: normals(seed, 3, batch * text * config.context_dim),
             pooled: normals(seed, 4, batch * config.pooled_dim),
@@ -106,10 +110,22 @@ impl HostInputs {
         Self {
             shape: Shape { batch: range.len(), ..self.shape },
             latent: part(&self.latent),
+            conditioning: self.conditioning.as_deref().map(part),
             t: part(&self.t),
             context: part(&self.context),
             pooled: part(&self.pooled),
         }
+    }
+
+    /// The conditioning as a network reads it.
+    pub fn conditioning_tokens<B: Backend>(&self, b: &B, config: &ModelConfig) -> Option<B::Data> {
+        let latents = self.conditioning.as_deref()?;
+        let Shape { batch, height, width, .. } = self.shape;
+        let (channels, patch) = (config.conditioning_channels, config.patch);
+        let mut tokens = data(b, &vec![f32::NAN; latents.len()]);
+        let patches = PatchShape { batch, channels, height, width, patch, order: PatchOrder::ChannelFirst };
+        b.patchify(&patches, stat(b, latents).all(), tokens.all_mut());
+        Some(tokens)
     }
 
     /// Nothing but not-a-numbers, for `spare` more samples.
@@ -119,6 +135,7 @@ impl HostInputs {
         Self {
             shape: Shape { batch: batch + spare, ..self.shape },
             latent: bad(&self.latent),
+            conditioning: self.conditioning.as_deref().map(bad),
             t: bad(&self.t),
             context: bad(&self.context),
             pooled: bad(&self.pooled),
@@ -185,9 +202,11 @@ impl<'a, B: Backend> Rig<'a, B> {
         let mut acts = self.model.activations(b, plan).unwrap();
         let (latent, t) = (stat(b, &inputs.latent), stat(b, &inputs.t));
         let (context, pooled) = (data(b, &inputs.context), data(b, &inputs.pooled));
+        let conditioning = inputs.conditioning_tokens(b, self.model.config());
         let given = Inputs {
             batch: inputs.shape.batch,
             image: Image::Latent(latent.all()),
+            conditioning: conditioning.as_ref().map(Storage::all),
             t: t.all(),
             context: context.all(),
             pooled: pooled.all(),
@@ -226,7 +245,9 @@ impl<'a, B: Backend> Rig<'a, B> {
             let [mut tokens, mut velocity_tokens, mut d_velocity_tokens, mut d_tokens] = [(); 4].map(|()| data(b, &vec![f32::NAN; numel]));
             b.patchify(&first, latent.all(), tokens.all_mut());
             let image = if options.tokens { Image::Tokens(tokens.all()) } else { Image::Latent(latent.all()) };
-            let given = Inputs { batch: samples, image, t: t.all(), context: context.all(), pooled: pooled.all() };
+            let conditioning = inputs.conditioning_tokens(b, self.model.config());
+            let conditioning = conditioning.as_ref().map(Storage::all);
+            let given = Inputs { batch: samples, image, conditioning, t: t.all(), context: context.all(), pooled: pooled.all() };
             let mut predicted = stat(b, &vec![f32::NAN; numel]);
             let out = if options.tokens { ImageMut::Tokens(velocity_tokens.all_mut()) } else { ImageMut::Latent(predicted.all_mut()) };
             self.model.forward(b, &self.params, &given, &mut acts, velocity.then_some(out));

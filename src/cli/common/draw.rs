@@ -89,6 +89,8 @@ pub struct Order<'a> {
     pub prompts: &'a Prompts,
     /// Which of them.
     pub which: &'a [usize],
+    /// What each is conditioned on, `[n, K, H, W]`, for networks that read it.
+    pub conditioning: Option<&'a [f32]>,
 }
 
 impl<'a, B: Backend> Painter<'a, B> {
@@ -107,7 +109,7 @@ impl<'a, B: Backend> Painter<'a, B> {
 
     /// Latents `[n, C, H, W]`. `drawn` hears how many are done.
     pub fn latents(&mut self, params: &B::Data, order: &Order<'_>, mut drawn: impl FnMut(usize)) -> Outcome<Vec<f32>> {
-        let guided = order.settings.guidance != 1.0;
+        let guided = order.settings.guided();
         let [_, height, width] = self.latent;
         let shape = Shape { batch: self.batch, height, width, text: self.tokens };
         let sampler = match self.samplers.entry((self.latent, self.batch, guided)) {
@@ -121,6 +123,10 @@ impl<'a, B: Backend> Painter<'a, B> {
             interrupt::check()?;
             order.prompts.gather(which.iter().copied(), &mut context, &mut pooled)?;
             let text = TextBatch { context: &context, pooled: &pooled };
+            if let Some(conditioning) = order.conditioning {
+                let len = conditioning.len() / order.which.len();
+                sampler.condition(self.b, &conditioning[index * self.batch * len..(index * self.batch + which.len()) * len]);
+            }
             let first = order.first + (index * self.batch) as u32;
             let part = sampler.sample(self.b, &self.model, params, order.settings, order.seed, first, which.len(), text, negative)?;
             latents.extend(part);

@@ -33,7 +33,15 @@ pub fn synthesize<B: Backend>(
     let (names, places) = unique_prompts(&list);
     let Pipeline { spacing, .. } = *pipeline;
     let shift = if config.shift == 0.0 { pipeline.shift } else { config.shift };
-    let settings = SampleSettings { kind: SamplerKind::Euler, steps: config.steps, guidance: config.guidance, shift, spacing };
+    let settings = SampleSettings {
+        kind: SamplerKind::Euler,
+        steps: config.steps,
+        guidance: config.guidance,
+        image_guidance: 1.0,
+        shift,
+        spacing,
+        start: 1.0,
+    };
     settings.times()?;
     let pixels = network::pixels_of_latent(pipeline);
     let sizes = sizes(config, pipeline)?;
@@ -68,7 +76,7 @@ pub fn synthesize<B: Backend>(
     for Run { size, places: run } in plan.batches(writer.written(), config.batch) {
         let (shape, _) = sizes[size];
         let which: Vec<usize> = plan.samples(run.clone()).iter().map(|i| places[*i as usize % places.len()] as usize).collect();
-        let order = Order { settings: &settings, seed, first: run.start as u32, prompts: &prompts, which: &which };
+        let order = Order { settings: &settings, seed, first: run.start as u32, prompts: &prompts, which: &which, conditioning: None };
         let drawn = match &mut painter {
             Some((planned, painter)) if *planned == size => draw(painter, &params, &order),
             _ => {

@@ -125,7 +125,7 @@ impl Bench {
     }
 
     fn order<'a>(&'a self, settings: &'a SampleSettings, which: &'a [usize]) -> Order<'a> {
-        Order { settings, seed: self.seed, first: 0, prompts: &self.prompts, which }
+        Order { settings, seed: self.seed, first: 0, prompts: &self.prompts, which, conditioning: None }
     }
 }
 
@@ -137,8 +137,15 @@ fn spread(names: &[String]) -> Vec<String> {
 
 /// How students are measured: unguided, with the renoise sampler.
 pub fn student_settings(config: &EvalConfig) -> Vec<SampleSettings> {
-    let student =
-        |steps: &usize| SampleSettings { kind: SamplerKind::Renoise, steps: *steps, guidance: 1.0, shift: 1.0, spacing: Spacing::Trailing };
+    let student = |steps: &usize| SampleSettings {
+        kind: SamplerKind::Renoise,
+        steps: *steps,
+        guidance: 1.0,
+        image_guidance: 1.0,
+        shift: 1.0,
+        spacing: Spacing::Trailing,
+        start: 1.0,
+    };
     config.student_steps.iter().map(student).collect()
 }
 
@@ -147,7 +154,15 @@ pub fn teacher_settings(config: &EvalConfig, pipeline: &Pipeline) -> Vec<SampleS
     let Pipeline { shift, spacing, .. } = *pipeline;
     let scales = if config.guidance == 1.0 { vec![1.0] } else { vec![config.guidance, 1.0] };
     let with = |guidance: f32| {
-        config.teacher_steps.iter().map(move |steps| SampleSettings { kind: SamplerKind::Euler, steps: *steps, guidance, shift, spacing })
+        config.teacher_steps.iter().map(move |steps| SampleSettings {
+            kind: SamplerKind::Euler,
+            steps: *steps,
+            guidance,
+            image_guidance: 1.0,
+            shift,
+            spacing,
+            start: 1.0,
+        })
     };
     scales.into_iter().flat_map(with).collect()
 }

@@ -66,7 +66,7 @@ pub struct Globals {
     /// Read settings from a TOML file (see docs/configuration.md).
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Begin from a named preset: demo, demo-quick, emoji, emoji-small, sd3-medium, sd3.5-medium, sd3.5-large [default: demo].
+    /// Begin from a named preset: demo, demo-quick, demo-edit, demo-inpaint, emoji, emoji-small, sd3-medium, sd3.5-medium, sd3.5-large [default: demo].
     #[arg(long, global = true, value_name = "NAME")]
     pub preset: Option<String>,
     /// Set one key, as in --set optim.student.lr=5e-5; may be repeated.

@@ -2,15 +2,17 @@
 //!
 //! A network stays in its mapped files until its weights are asked for, as one arena or straight onto the device.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use crate::device::{Backend, Storage};
+use crate::edit::Task;
 use crate::flow::Spacing;
 use crate::format::{
-    Dtype, NetworkFile, Pipeline, Role, SafetensorsFile, StoredTensors, TensorView, TensorViews, Tensors, diffusers, original,
+    Dtype, NetworkFile, Pipeline, Role, SafetensorsFile, StoredTensors, Tensor, TensorView, TensorViews, Tensors, diffusers, original,
     save as save_native,
 };
-use crate::model::mmdit::{MmditLayout, POS_EMBED};
+use crate::model::mmdit::{MmditLayout, NamedTensor, PATCH_EMBEDDING, POS_EMBED, split, widened};
 use crate::model::{Mmdit, ModelConfig};
 use crate::text::TextConfig;
 use crate::train::{Network, OptimConfig};
@@ -114,11 +116,49 @@ impl Loaded {
         Mmdit::new(b, self.pipeline.model.clone(), &self.tensors.read(POS_EMBED)?.data)
     }
 
+    /// The tensors under the names of arenas, in which a patch embedding that reads a conditioning too is in two parts.
+    fn arena_tensors(&self) -> Result<Cow<'_, StoredTensors>> {
+        let model = &self.pipeline.model;
+        if Task::of(model) == Task::Generate {
+            return Ok(Cow::Borrowed(&self.tensors));
+        }
+        let mut tensors = self.tensors.clone();
+        for (name, shape, data) in split(model, &tensors.read(PATCH_EMBEDDING)?.data) {
+            tensors.replace(name, Tensor { shape, data });
+        }
+        Ok(Cow::Owned(tensors))
+    }
+
+    /// The weights as one arena of the host.
+    pub fn weights(&self) -> Result<Vec<f32>> {
+        self.arena_tensors()?.gather(&MmditLayout::new(&self.pipeline.model).arena)
+    }
+
+    /// The same network for `task`: its patch embedding is widened by zeros, so that its output is the same to the bit, whatever it
+    /// is conditioned on.
+    ///
+    /// # Errors
+    /// When the network is conditioned on something already.
+    pub fn widened(&self, task: Task) -> Result<Self> {
+        let (old, mut pipeline) = (&self.pipeline.model, self.pipeline.clone());
+        if Task::of(old) != Task::Generate {
+            let found = Task::of(old).name();
+            return Err(Error::Usage(format!("{} is for {found} already: begin from a network that draws from prompts alone", self.name)));
+        }
+        pipeline.model.conditioning_channels = task.conditioning_channels(old.in_channels);
+        let mut embedding = self.tensors.read(PATCH_EMBEDDING)?;
+        embedding.data = widened(&embedding.data, old, &pipeline.model);
+        embedding.shape = vec![old.hidden(), old.in_channels + pipeline.model.conditioning_channels, old.patch, old.patch];
+        let mut tensors = self.tensors.clone();
+        tensors.replace(PATCH_EMBEDDING.to_owned(), embedding);
+        Ok(Self { name: self.name.clone(), pipeline, tensors })
+    }
+
     /// The weights on the device, where they go a few megabytes at a time.
     pub fn params<B: Backend>(&self, b: &B) -> Result<B::Data> {
         let layout = MmditLayout::new(&self.pipeline.model).arena;
         let mut params = b.alloc_data(layout.len())?;
-        self.tensors.stream(&layout, |at, values| {
+        self.arena_tensors()?.stream(&layout, |at, values| {
             b.upload_data(values, params.part_mut(at..at + values.len()));
             Ok(())
         })?;
@@ -129,7 +169,7 @@ impl Loaded {
     pub fn trained<B: Backend>(&self, b: &B, optim: &OptimConfig, lr_index: usize, ema_decay: f64) -> Result<Network<B>> {
         let layout = MmditLayout::new(&self.pipeline.model).arena;
         let mut network = Network::zeroed(b, layout.len(), optim, lr_index, ema_decay)?;
-        self.tensors.stream(&layout, |at, values| {
+        self.arena_tensors()?.stream(&layout, |at, values| {
             network.set(b, at, values);
             Ok(())
         })?;
@@ -159,19 +199,18 @@ pub fn upload<B: Backend>(b: &B, weights: &[f32]) -> Result<B::Data> {
 #[derive(Debug)]
 pub struct Finished<'a> {
     pipeline: Pipeline,
-    layout: &'a MmditLayout,
-    weights: &'a [f32],
+    tensors: Vec<NamedTensor<'a>>,
     grid: Vec<f32>,
 }
 
 impl<'a> Finished<'a> {
     /// The network `model` with the host arena `weights`.
     pub fn new<B: Backend>(b: &B, model: &'a Mmdit<B>, weights: &'a [f32], pipeline: Pipeline) -> Result<Self> {
-        Ok(Self { pipeline, layout: model.layout(), weights, grid: model.pos_embed(b)? })
+        Ok(Self { pipeline, tensors: model.layout().scatter(model.config(), weights), grid: model.pos_embed(b)? })
     }
 
     fn views(&self) -> TensorViews<'_> {
-        let tensors = self.layout.arena.scatter(self.weights).map(|(e, data)| (e.name.clone(), TensorView::new(&e.shape, data)));
+        let tensors = self.tensors.iter().map(|(name, shape, data)| (name.clone(), TensorView::new(shape, data)));
         let side = self.pipeline.model.pos_embed_max;
         let grid = TensorView::new(&[1, side * side, self.pipeline.model.hidden()], &self.grid);
         tensors.chain([(POS_EMBED.to_owned(), grid)]).collect()

@@ -1,10 +1,11 @@
-//! Micro-batches for the LADD step: latents from the shards, text from the table of prompts.
+//! Micro-batches for the LADD step: latents from the shards, text from the table of prompts, and what the task conditions on.
 
 use crate::Result;
 use crate::cli::common::draw::Prompts;
 use crate::cli::common::{Encoders, Outcome};
 use crate::config::Config;
 use crate::data::{Batch, Bucket, LatentDataset, Loader};
+use crate::edit::{Conditioned, MaskKind, Task};
 use crate::ladd::HostBatch;
 use crate::model::Shape;
 use crate::train::MicroBatch;
@@ -14,12 +15,16 @@ pub struct Batches {
     prompts: Prompts,
     tokens: usize,
     mismatch: bool,
+    task: Task,
+    masks: Vec<MaskKind>,
+    seed: u64,
     micro: Vec<Micro>,
 }
 
 #[derive(Default)]
 struct Micro {
     latents: Batch,
+    conditioned: Conditioned,
     context: Vec<f32>,
     pooled: Vec<f32>,
     other_context: Vec<f32>,
@@ -30,7 +35,8 @@ impl Batches {
     /// Encodes the prompts of the data set. With `mismatch` every sample also gets another sample's text.
     pub fn new(config: &Config, encoders: &Encoders<'_>, dataset: &LatentDataset, mismatch: bool) -> Outcome<Self> {
         let micro = (0..config.distill.accumulate).map(|_| Micro::default()).collect();
-        Ok(Self { prompts: encoders.prompts(dataset.prompts())?, tokens: encoders.tokens()?, mismatch, micro })
+        let (prompts, tokens) = (encoders.prompts(dataset.prompts())?, encoders.tokens()?);
+        Ok(Self { prompts, tokens, mismatch, task: config.task, masks: config.inpaint.masks.clone(), seed: config.seed, micro })
     }
 
     /// Sizes of the micro-batches, one of each bucket.
@@ -43,6 +49,7 @@ impl Batches {
     pub fn next(&mut self, loader: &mut Loader, step: u32) -> Result<Vec<MicroBatch<'_>>> {
         for (index, micro) in self.micro.iter_mut().enumerate() {
             loader.batch_into(step, index, &mut micro.latents)?;
+            micro.conditioned.prepare(self.task, &self.masks, &micro.latents, (self.seed, step, index))?;
             let which: Vec<usize> = micro.latents.prompts.iter().map(|p| *p as usize).collect();
             self.prompts.gather(which.iter().copied(), &mut micro.context, &mut micro.pooled)?;
             if self.mismatch {
@@ -58,7 +65,9 @@ impl Batches {
                 let [_, height, width] = m.latents.shape;
                 let shape = Shape { batch: m.latents.prompts.len(), height, width, text: tokens };
                 let other = mismatch.then_some((m.other_context.as_slice(), m.other_pooled.as_slice()));
-                MicroBatch { shape, values: HostBatch { x0: &m.latents.latents, context: &m.context, pooled: &m.pooled, mismatch: other } }
+                let (x0, conditioning) = (m.conditioned.x0.as_slice(), m.conditioned.given());
+                let values = HostBatch { x0, conditioning, context: &m.context, pooled: &m.pooled, mismatch: other };
+                MicroBatch { shape, values }
             })
             .collect())
     }

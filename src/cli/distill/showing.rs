@@ -1,5 +1,7 @@
 //! What a run shows: the student beside its teacher on the same prompts and seeds, as pictures and as numbers.
 
+use std::collections::BTreeMap;
+
 use super::Session;
 use crate::cli::common::measure::{Bench, fd_note, student_settings, teacher_settings};
 use crate::cli::common::{Loaded, Outcome, Painter, Progress, network, output};
@@ -7,8 +9,35 @@ use crate::data::LatentDataset;
 use crate::device::Backend;
 use crate::flow::SampleSettings;
 use crate::ladd::Method;
-use crate::report::{Grid, Group, Row, draw_grid, save_png};
+use crate::report::{Grid, Group, Results, Row, draw_grid, save_png};
 use crate::train::Record;
+
+/// What a run shows and measures, in whatever way its task asks for.
+pub trait Shows<B: Backend> {
+    /// Whether anything can be measured.
+    fn measures(&self) -> bool;
+
+    /// Whether the student was measured after `step`.
+    fn measured(&self, session: &Session<'_, B>, step: u32) -> bool;
+
+    /// Measures the teacher and the network before the distillation, if that was not done yet, and draws the first grid.
+    fn before(&mut self, session: &mut Session<'_, B>) -> Outcome;
+
+    /// Measures the student if `measure`, and draws the grid of `step`.
+    fn student(&mut self, session: &mut Session<'_, B>, weights: &[f32], step: u32, measure: bool) -> Outcome;
+
+    /// Measures the regression control, if that was not done yet.
+    fn control(&mut self, session: &mut Session<'_, B>, weights: &B::Data) -> Outcome;
+
+    /// Measures the student with what was merged into it at the end, if that was not done yet.
+    fn reapplied(&mut self, session: &mut Session<'_, B>, weights: &B::Data) -> Outcome;
+
+    /// The picture at the end: everything above each other.
+    fn comparison(&mut self, session: &mut Session<'_, B>, student: &[f32]) -> Outcome;
+
+    /// Writes the tables, and returns them to be shown; empty where nothing was measured. `seconds` are those of each part.
+    fn results(&self, session: &Session<'_, B>, seconds: BTreeMap<String, f64>) -> Outcome<String>;
+}
 
 /// Draws, measures and keeps the teacher's rows.
 pub struct Showing<'a, B: Backend> {
@@ -58,14 +87,18 @@ impl<'a, B: Backend> Showing<'a, B> {
         student.iter().chain(&teacher).try_for_each(|s| s.times().map(drop))?;
         Ok(Self { tools, student, teacher, teacher_rows: Vec::new() })
     }
+}
 
-    /// Whether quality can be measured.
-    pub fn measures(&self) -> bool {
+impl<B: Backend> Shows<B> for Showing<'_, B> {
+    fn measures(&self) -> bool {
         self.tools.as_ref().is_some_and(|tools| tools.bench.measures())
     }
 
-    /// Measures the teacher and the network before the distillation, if that was not done yet, and draws the first grid.
-    pub fn before(&mut self, session: &mut Session<'_, B>) -> Outcome {
+    fn measured(&self, session: &Session<'_, B>, step: u32) -> bool {
+        session.quality().iter().any(|q| q.network == "student" && q.step == step)
+    }
+
+    fn before(&mut self, session: &mut Session<'_, B>) -> Outcome {
         let (b, other) = (session.b, session.has_student());
         let weights = session.teacher.params(b)?;
         let own = other.then(|| session.student.params(b)).transpose()?;
@@ -84,8 +117,7 @@ impl<'a, B: Backend> Showing<'a, B> {
         self.save(session, "Student before the first step", rows, 0)
     }
 
-    /// Measures the student if `measure`, and draws the grid of `step`.
-    pub fn student(&mut self, session: &mut Session<'_, B>, weights: &[f32], step: u32, measure: bool) -> Outcome {
+    fn student(&mut self, session: &mut Session<'_, B>, weights: &[f32], step: u32, measure: bool) -> Outcome {
         let weights = network::upload(session.b, weights)?;
         let settings = self.student.clone();
         if measure && self.measures() {
@@ -97,28 +129,15 @@ impl<'a, B: Backend> Showing<'a, B> {
         self.save(session, &format!("Student after {step} steps"), rows, step)
     }
 
-    /// Measures the regression control, if that was not done yet.
-    pub fn control(&mut self, session: &mut Session<'_, B>, weights: &B::Data) -> Outcome {
+    fn control(&mut self, session: &mut Session<'_, B>, weights: &B::Data) -> Outcome {
         self.once(session, weights, "control")
     }
 
-    /// Measures the student with what was merged into it at the end, if that was not done yet.
-    pub fn reapplied(&mut self, session: &mut Session<'_, B>, weights: &B::Data) -> Outcome {
+    fn reapplied(&mut self, session: &mut Session<'_, B>, weights: &B::Data) -> Outcome {
         self.once(session, weights, "reapplied")
     }
 
-    fn once(&mut self, session: &mut Session<'_, B>, weights: &B::Data, name: &str) -> Outcome {
-        if session.quality().iter().filter(|q| q.network == name).count() < self.student.len() {
-            let settings = self.student.clone();
-            let mut progress = Progress::new("evaluation", self.cost(&settings), 0);
-            let measured = self.measure(session, weights, &settings, (name, session.config.distill.steps), &mut progress)?;
-            progress.finish(&format!("{name}: {}", measured.join(", ")));
-        }
-        Ok(())
-    }
-
-    /// The picture at the end: everything above each other.
-    pub fn comparison(&mut self, session: &mut Session<'_, B>, student: &[f32]) -> Outcome {
+    fn comparison(&mut self, session: &mut Session<'_, B>, student: &[f32]) -> Outcome {
         let Some(Tools { bench, .. }) = &self.tools else { return Ok(()) };
         let columns = bench.columns();
         let (settings, b) = (self.student.clone(), session.b);
@@ -156,6 +175,27 @@ impl<'a, B: Backend> Showing<'a, B> {
             groups,
         };
         Ok(save_png(&draw_grid(&grid), &session.run.join("comparison.png"))?)
+    }
+
+    fn results(&self, session: &Session<'_, B>, seconds: BTreeMap<String, f64>) -> Outcome<String> {
+        let config = session.config;
+        let results = Results::new(&config.preset, config.seed, rayon::current_num_threads(), seconds, session.quality());
+        let results = results.of_method(config.distill.method);
+        results.write(session.run.path())?;
+        Ok(if results.quality.is_empty() { String::new() } else { results.markdown() })
+    }
+}
+
+impl<B: Backend> Showing<'_, B> {
+    /// Measures a network that is measured once, at the end.
+    fn once(&mut self, session: &mut Session<'_, B>, weights: &B::Data, name: &str) -> Outcome {
+        if session.quality().iter().filter(|q| q.network == name).count() < self.student.len() {
+            let settings = self.student.clone();
+            let mut progress = Progress::new("evaluation", self.cost(&settings), 0);
+            let measured = self.measure(session, weights, &settings, (name, session.config.distill.steps), &mut progress)?;
+            progress.finish(&format!("{name}: {}", measured.join(", ")));
+        }
+        Ok(())
     }
 
     /// The teacher at its most steps, guided, and at four guided steps, where those are measured.

@@ -54,8 +54,12 @@ fn add_bias<T: Real>(rows: &mut [T], bias: &[T]) {
 }
 
 pub fn linear<T: Real>(params: &[T], layer: &Linear, rows: usize, x: &[T], y: &mut [T], accumulate: bool) {
+    let weight = weight(params, layer).t();
+    if !layer.has_bias() {
+        return product(y, rows, layer.outputs, x, layer.inputs, weight, accumulate, |_, _| ());
+    }
     let bias = &params[layer.bias..layer.bias + layer.outputs];
-    product(y, rows, layer.outputs, x, layer.inputs, weight(params, layer).t(), accumulate, |_, y| simd(|| add_bias(y, bias)));
+    product(y, rows, layer.outputs, x, layer.inputs, weight, accumulate, |_, y| simd(|| add_bias(y, bias)));
 }
 
 /// GELU, tanh approximation: `x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3))`.
@@ -123,11 +127,13 @@ pub fn linear_backward_input_gelu<T: Real>(params: &[T], layer: &Linear, rows: u
 pub fn linear_backward_weight<T: Real>(grads: &mut [T], layer: &Linear, rows: usize, x: &[T], dy: &[T]) {
     let (inputs, outputs) = (layer.inputs, layer.outputs);
     let (x, dy) = (&x[..rows * inputs], &dy[..rows * outputs]);
-    let (dw, db) = two_parts(grads, layer.weight..layer.weight + inputs * outputs, layer.bias..layer.bias + outputs);
+    let dw = &mut grads[layer.weight..layer.weight + inputs * outputs];
     let x = Mat::new(x, rows, inputs, inputs);
     let transposed = Mat::new(dy, rows, outputs, outputs).t();
     matmul(MatMut::new(dw, outputs, inputs, inputs), true, T::ONE, transposed, x, Threads::All);
-    column_sums(dy, outputs, db);
+    if layer.has_bias() {
+        column_sums(dy, outputs, &mut grads[layer.bias..layer.bias + outputs]);
+    }
 }
 
 /// `sums[j] += sum_i rows[i, j]`, columns in parallel, rows in order.

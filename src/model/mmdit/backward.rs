@@ -289,6 +289,9 @@ impl<B: Backend> Mmdit<B> {
         }
         let Some(grads) = pass.grads else { return };
         b.linear_backward_weight(grads, embedder, rows, inputs.tokens(&acts.tokens), room.image.all());
+        if let (Some(embedder), Some(conditioning)) = (&layout.conditioning_embedder, inputs.conditioning) {
+            b.linear_backward_weight(grads, embedder, rows, conditioning, room.image.all());
+        }
         b.linear_backward_weight(grads, &layout.context_embedder, batch * d.text, inputs.context, room.text.all());
 
         let adaln = layout.adaln_for(acts.plan.blocks, acts.plan.velocity);

@@ -43,6 +43,8 @@ pub struct Inputs<'a, B: Backend> {
     pub batch: usize,
     /// Noisy latents.
     pub image: Image<'a, B>,
+    /// Tokens of the conditioning `[B * N, K p p]`, channel first, where the network reads one.
+    pub conditioning: Option<View<'a, B::Data>>,
     /// Times `[B]`, in [0, 1].
     pub t: View<'a, B::Stat>,
     /// Text context `[B, L, context_dim]`.
@@ -74,9 +76,11 @@ impl<B: Backend> Mmdit<B> {
     /// one.
     ///
     /// # Panics
-    /// When `velocity` is given without having been planned, or the inputs are smaller than planned.
+    /// When `velocity` is given without having been planned, the inputs are smaller than planned, or a conditioning is given
+    /// to a network that reads none or missing where one is read.
     pub fn forward(&self, b: &B, params: &B::Data, inputs: &Inputs<'_, B>, acts: &mut Activations<B>, velocity: Option<ImageMut<'_, B>>) {
         assert!(inputs.batch <= acts.plan.shape.batch, "planned for {} samples, given {}", acts.plan.shape.batch, inputs.batch);
+        assert_eq!(inputs.conditioning.is_some(), self.layout.conditioning_embedder.is_some(), "what the network reads must be given");
         acts.batch = inputs.batch;
         self.embed(b, params, inputs, acts);
         self.enter(b, acts);
@@ -107,6 +111,9 @@ impl<B: Backend> Mmdit<B> {
                 b.patchify(&d.patches(&self.config, batch, PatchOrder::ChannelFirst), latent, acts.tokens.all_mut());
             }
             b.linear(params, &layout.x_embedder, batch * d.image, inputs.tokens(&acts.tokens), acts.image[0].all_mut(), false);
+            if let (Some(embedder), Some(conditioning)) = (&layout.conditioning_embedder, inputs.conditioning) {
+                b.linear(params, embedder, batch * d.image, conditioning, acts.image[0].all_mut(), true);
+            }
             b.pos_embed(batch, d.grid, self.config.pos_embed_max, &self.pos_embed, acts.image[0].all_mut());
             b.linear(params, &layout.context_embedder, batch * d.text, inputs.context, acts.text[0].all_mut(), false);
         };

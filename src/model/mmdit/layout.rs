@@ -6,6 +6,8 @@
 use crate::device::{Linear, Modulation};
 use crate::model::{FREQUENCIES, Layout, MLP_RATIO, ModelConfig};
 
+use super::conditioning::CONDITIONING;
+
 /// One attention of one stream.
 #[derive(Clone, Debug)]
 pub struct AttentionLayout {
@@ -83,8 +85,10 @@ pub struct MmditLayout {
     pub arena: Layout,
     /// All adaLN projections as one layer; its outputs are the table's columns.
     pub adaln: Linear,
-    /// Patch embedding.
+    /// Patch embedding of the noisy latent.
     pub x_embedder: Linear,
+    /// Patch embedding of the conditioning, added to the former: `W [x; c] = W_x x + W_c c`.
+    pub conditioning_embedder: Option<Linear>,
     /// Context embedding.
     pub context_embedder: Linear,
     /// The timestep MLP.
@@ -127,6 +131,10 @@ impl MmditLayout {
 
         let (p, c) = (config.patch, config.in_channels);
         let x_embedder = arena.shaped_linear("x_embedder.proj", &[h, c, p, p]);
+        let conditioning_embedder = (config.conditioning_channels > 0).then(|| {
+            let shape = [h, config.conditioning_channels, p, p];
+            Linear { weight: arena.push(CONDITIONING, &shape), bias: Linear::NO_BIAS, inputs: shape[1] * p * p, outputs: h }
+        });
         let context_embedder = arena.linear("context_embedder", h, config.context_dim);
         let mut mlp =
             |name: &str, inputs| [arena.linear(&format!("{name}.mlp.0"), h, inputs), arena.linear(&format!("{name}.mlp.2"), h, h)];
@@ -153,6 +161,7 @@ impl MmditLayout {
         Self {
             adaln,
             x_embedder,
+            conditioning_embedder,
             context_embedder,
             t_mlp,
             y_mlp,
@@ -213,6 +222,7 @@ mod tests {
             pos_embed_max: grid,
             qk_norm,
             dual_attention_blocks: dual,
+            conditioning_channels: 0,
         };
         MmditLayout::new(&config).arena.parameters()
     }

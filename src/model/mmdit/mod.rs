@@ -3,6 +3,7 @@
 
 mod activations;
 mod backward;
+mod conditioning;
 mod forward;
 mod fp8;
 mod layout;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 
 pub use activations::{Activations, Gradients, Keep, Plan, Shape};
 pub use backward::Backward;
+pub use conditioning::{NamedTensor, PATCH_EMBEDDING, split, widened};
 pub use forward::{Image, ImageMut, Inputs};
 pub use fp8::Fp8Weights;
 pub use layout::MmditLayout;

@@ -25,6 +25,7 @@ fn pipeline() -> Pipeline {
         pos_embed_max: 4,
         qk_norm: true,
         dual_attention_blocks: 0,
+        conditioning_channels: 0,
     };
     let codec = CodecConfig::Dct { block: 4, channels: 1, mean: vec![0.0; 16], std: vec![1.0; 16] };
     let text = TextConfig::Words { dim: 16, tokens: 2 };

@@ -22,6 +22,7 @@ pub fn config() -> ModelConfig {
         pos_embed_max: 4,
         qk_norm: true,
         dual_attention_blocks: 1,
+        conditioning_channels: 0,
     }
 }
 
@@ -85,6 +86,7 @@ impl Data {
             .map(|(own, other)| MicroBatch {
                 shape: own.shape,
                 values: HostBatch {
+                    conditioning: None,
                     x0: &own.latent,
                     context: &own.context,
                     pooled: &own.pooled,
@@ -150,7 +152,7 @@ fn micro_batches_of_different_sizes_are_refused() {
     assert!(distiller.step(&b, &[]).unwrap_err().to_string().contains("micro-batch"));
     let values = normals(1, 1, 3 * 4 * 6);
     let shape = Shape { batch: 1, height: 4, width: 6, text: 3 };
-    let values = HostBatch { x0: &values, context: &values[..21], pooled: &values[..5], mismatch: None };
+    let values = HostBatch { x0: &values, conditioning: None, context: &values[..21], pooled: &values[..5], mismatch: None };
     let pair = [MicroBatch { shape, values }, MicroBatch { shape: Shape { width: 4, ..shape }, values }];
     assert!(distiller.step(&b, &pair).unwrap_err().to_string().contains("different sizes"));
 }

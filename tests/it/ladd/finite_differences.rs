@@ -43,9 +43,13 @@ pub fn losses(stage: &Stage<'_, Cpu<f64>>, ladd: &LaddConfig, phase: Phase) -> [
 }
 
 fn slopes(what: &str, ladd: LaddConfig, checkpointed: Checkpointed) {
-    let (b, script) = (Cpu::<f64>::new(), script(ladd, checkpointed));
+    slopes_of(what, script(ladd, checkpointed));
+}
+
+fn slopes_of(what: &str, script: Script) {
+    let b = Cpu::<f64>::new();
     let inputs = HostInputs::random(&script.model, script.shape, 71);
-    let samples = Samples { x0: inputs.latent, context: inputs.context, pooled: inputs.pooled };
+    let samples = Samples { x0: inputs.latent, conditioning: inputs.conditioning, context: inputs.context, pooled: inputs.pooled };
     let mut stage = Stage::new(&b, &script, &samples, false);
     let student: (usize, Pick) = (1, |stage| &mut stage.student.params);
     let heads: (usize, Pick) = (0, |stage| &mut stage.heads.params);
@@ -96,6 +100,16 @@ fn hinge_with_everything() {
 #[test]
 fn non_saturating_with_everything() {
     slopes("non-saturating, all groups", everything(AdversarialLoss::NonSaturating), Checkpointed::ALL);
+}
+
+/// Student and teacher read a source, or a masked latent and its mask.
+#[test]
+fn edit_and_inpaint_with_everything() {
+    for extra in [0, 1] {
+        let mut script = script(everything(AdversarialLoss::Hinge), Checkpointed::NONE);
+        script.model.conditioning_channels = script.model.in_channels + extra;
+        slopes_of(&format!("conditioned, {extra} more channels"), script);
+    }
 }
 
 /// Only the first block has a head: the teacher stops there.

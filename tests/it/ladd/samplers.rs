@@ -47,11 +47,15 @@ fn run<B: Backend>(b: &B, op: &str, settings: &dyn Fn(&Golden) -> SampleSettings
         let negative = if guided { ["negative_context", "negative_pooled"] } else { ["context", "pooled"] }.map(|name| case.input(name));
         let part = |values: &[f32], i: usize| values[values.len() / batch * i..values.len() / batch * (i + 1)].to_vec();
         let mut sampler = Sampler::new(b, &rig.model, shape, guided).unwrap();
+        let conditioning = case.has_input("conditioning").then(|| case.input("conditioning"));
         let mut one = |params: &B::Data, i: usize| {
             let texts = [&context, &pooled, &negative[0], &negative[1]].map(|values| part(values, i));
             let text = TextBatch { context: &texts[0], pooled: &texts[1] };
             let negative = TextBatch { context: &texts[2], pooled: &texts[3] };
             let first = FIRST_SAMPLE + i as u32;
+            if let Some(conditioning) = &conditioning {
+                sampler.condition(b, &part(conditioning, i));
+            }
             sampler.sample(b, &rig.model, params, &settings, seed, first, 1, text, negative).unwrap()
         };
         let latents: Vec<f32> = (0..batch).flat_map(|i| one(&rig.params, i)).collect();
@@ -66,6 +70,9 @@ fn run<B: Backend>(b: &B, op: &str, settings: &dyn Fn(&Golden) -> SampleSettings
         // The whole batch with the first sample's negative text: the first sample is the same.
         let (context_, pooled_) = (part(&negative[0], 0), part(&negative[1], 0));
         let (text, negative) = (TextBatch { context: &context, pooled: &pooled }, TextBatch { context: &context_, pooled: &pooled_ });
+        if let Some(conditioning) = &conditioning {
+            sampler.condition(b, conditioning);
+        }
         let together = sampler.sample(b, &rig.model, &rig.params, &settings, seed, FIRST_SAMPLE, batch, text, negative).unwrap();
         close("the first of a batch", &together[..numel], &latents[..numel], tolerance.relative());
         if !guided {
@@ -76,6 +83,8 @@ fn run<B: Backend>(b: &B, op: &str, settings: &dyn Fn(&Golden) -> SampleSettings
 
 fn euler<B: Backend>(b: &B, tolerance: Tolerance) {
     let settings = |case: &Golden| SampleSettings {
+        start: 1.0,
+        image_guidance: case.config["image_guidance"].as_f64().unwrap_or(1.0) as f32,
         kind: SamplerKind::Euler,
         steps: case.size("steps"),
         guidance: case.number("guidance") as f32,
@@ -87,6 +96,8 @@ fn euler<B: Backend>(b: &B, tolerance: Tolerance) {
 
 fn renoise<B: Backend>(b: &B, tolerance: Tolerance) {
     let settings = |case: &Golden| SampleSettings {
+        start: 1.0,
+        image_guidance: 1.0,
         kind: SamplerKind::Renoise,
         steps: case.size("steps"),
         guidance: 1.0,

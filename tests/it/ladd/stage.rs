@@ -44,6 +44,7 @@ pub struct Script {
 #[derive(Clone, Debug)]
 pub struct Samples {
     pub x0: Vec<f32>,
+    pub conditioning: Option<Vec<f32>>,
     pub context: Vec<f32>,
     pub pooled: Vec<f32>,
 }
@@ -101,7 +102,12 @@ impl<'a, B: Backend> Stage<'a, B> {
         };
         if poison {
             let bad = |values: &[f32]| vec![f32::NAN; values.len()];
-            stage.upload(&Samples { x0: bad(&samples.x0), context: bad(&samples.context), pooled: bad(&samples.pooled) });
+            stage.upload(&Samples {
+                x0: bad(&samples.x0),
+                conditioning: samples.conditioning.as_deref().map(bad),
+                context: bad(&samples.context),
+                pooled: bad(&samples.pooled),
+            });
             stage.run(Phase::Both, 1.0);
         }
         stage.upload(samples);
@@ -113,7 +119,13 @@ impl<'a, B: Backend> Stage<'a, B> {
     pub fn upload(&mut self, samples: &Samples) {
         let (context, pooled) = samples.next_text(self.step.shape().batch);
         let mismatch = self.step.groups().mismatch.then_some((&context[..], &pooled[..]));
-        let host = HostBatch { x0: &samples.x0, context: &samples.context, pooled: &samples.pooled, mismatch };
+        let host = HostBatch {
+            x0: &samples.x0,
+            conditioning: samples.conditioning.as_deref(),
+            context: &samples.context,
+            pooled: &samples.pooled,
+            mismatch,
+        };
         self.step.upload(self.b, &host, &mut self.batch);
     }
 

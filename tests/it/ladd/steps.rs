@@ -66,7 +66,8 @@ pub fn script(case: &Golden) -> Script {
 }
 
 pub fn samples(case: &Golden) -> Samples {
-    Samples { x0: case.input("x0"), context: case.input("context"), pooled: case.input("pooled") }
+    let conditioning = case.has_input("conditioning").then(|| case.input("conditioning"));
+    Samples { x0: case.input("x0"), conditioning, context: case.input("context"), pooled: case.input("pooled") }
 }
 
 fn golden_steps<B: Backend>(b: &B, tolerance: Tolerance) {

@@ -95,7 +95,7 @@ fn script(ladd: LaddConfig, optim: OptimConfig) -> Script {
 
 fn samples(script: &Script) -> Samples {
     let inputs = HostInputs::random(&script.model, script.shape, 71);
-    Samples { x0: inputs.latent, context: inputs.context, pooled: inputs.pooled }
+    Samples { x0: inputs.latent, conditioning: None, context: inputs.context, pooled: inputs.pooled }
 }
 
 /// A LADD step whose student is a LoRA of all its matrices.

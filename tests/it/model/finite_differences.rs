@@ -38,6 +38,7 @@ struct Problem {
     plan: Plan,
     params: Buffer<f64>,
     latent: Buffer<f64>,
+    conditioning: Option<Buffer<f64>>,
     t: Buffer<f64>,
     context: Buffer<f64>,
     pooled: Buffer<f64>,
@@ -51,6 +52,7 @@ impl Problem {
         let inputs = HostInputs::random(&config, shape, seed);
         Self {
             params: data(&b, &parameters(&model.layout().arena, seed)),
+            conditioning: inputs.conditioning_tokens(&b, &config),
             latent: stat(&b, &inputs.latent),
             t: stat(&b, &inputs.t),
             context: data(&b, &inputs.context),
@@ -66,6 +68,7 @@ impl Problem {
         Inputs {
             batch: self.plan.shape.batch,
             image: Image::Latent(self.latent.all()),
+            conditioning: self.conditioning.as_ref().map(Storage::all),
             t: self.t.all(),
             context: self.context.all(),
             pooled: self.pooled.all(),
@@ -149,6 +152,7 @@ fn config(depth: usize, heads: usize, qk_norm: bool, dual: usize) -> ModelConfig
         pos_embed_max: 12,
         qk_norm,
         dual_attention_blocks: dual,
+        conditioning_channels: 0,
     }
 }
 
@@ -165,6 +169,14 @@ fn sd35_medium() {
 #[test]
 fn sd35_large() {
     check_model("SD3.5-large", config(2, 3, true, 0), Shape { batch: 1, height: 2, width: 10, text: 4 }, 53);
+}
+
+#[test]
+fn edit_and_inpaint() {
+    for extra in [0, 1] {
+        let config = ModelConfig { conditioning_channels: 2 + extra, ..config(1, 2, true, 0) };
+        check_model("conditioned", config, Shape { batch: 2, height: 4, width: 6, text: 3 }, 55);
+    }
 }
 
 /// More tokens than one task of the CPU's adaLN and one block of its attention.

@@ -24,6 +24,7 @@ fn config() -> ModelConfig {
         pos_embed_max: 8,
         qk_norm: true,
         dual_attention_blocks: 1,
+        conditioning_channels: 0,
     }
 }
 

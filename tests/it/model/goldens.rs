@@ -13,7 +13,8 @@ on_every_backend!(chains: blocks_and_models);
 fn inputs(case: &Golden) -> HostInputs {
     let [latent, t, context, pooled] = ["latent", "t", "context", "pooled"].map(|name| case.input(name));
     let text = context.len() / t.len() / case.size("context_dim");
-    HostInputs { shape: Shape { batch: t.len(), height: 6, width: 10, text }, latent, t, context, pooled }
+    let conditioning = case.has_input("conditioning").then(|| case.input("conditioning"));
+    HostInputs { shape: Shape { batch: t.len(), height: 6, width: 10, text }, latent, conditioning, t, context, pooled }
 }
 
 /// Every pass of every case: the plain one, and the same bits with activation checkpointing and from a frozen network.

@@ -28,6 +28,7 @@ fn networks() -> impl Strategy<Value = (ModelConfig, Shape)> {
                 pos_embed_max: rows.max(columns) + spare,
                 qk_norm,
                 dual_attention_blocks: dual,
+                conditioning_channels: [0, channels, channels + 1][spare % 3],
             };
             (config, Shape { batch, height: rows * patch, width: columns * patch, text })
         },
@@ -178,6 +179,7 @@ fn a_positional_grid_of_another_size_is_refused() {
         pos_embed_max: 3,
         qk_norm: false,
         dual_attention_blocks: 0,
+        conditioning_channels: 0,
     };
     let b = Cpu::<f32>::new();
     let error = Mmdit::new(&b, config.clone(), &[0.0; 35]).unwrap_err().to_string();

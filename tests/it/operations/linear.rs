@@ -6,7 +6,7 @@ use super::on_every_backend;
 use crate::golden::{Tolerance, cases, close};
 use crate::lab::{Arena, Lab, normals, same_bits};
 
-on_every_backend!(linear, accumulates, every_size_class, gelu_gradient_of_the_layer_above, nothing_behind_the_end);
+on_every_backend!(linear, accumulates, without_bias, every_size_class, gelu_gradient_of_the_layer_above, nothing_behind_the_end);
 
 fn linear<B: Backend>(b: &B, tolerance: Tolerance) {
     let lab = Lab::new(b);
@@ -38,6 +38,30 @@ fn linear<B: Backend>(b: &B, tolerance: Tolerance) {
         let added = arena.added(&lab, &grads);
         case.compare("grad.weight", &added[0], tolerance);
         case.compare("grad.bias", &added[1], tolerance);
+    }
+}
+
+/// A layer without bias adds to what is there what one with a bias of zeros does, to the bit, and has a gradient of its weight
+/// alone.
+fn without_bias<B: Backend>(b: &B, _: Tolerance) {
+    let lab = Lab::new(b);
+    for case in layers() {
+        let Case { rows, inputs, outputs, linear, .. } = case;
+        let mut arena = Arena::default();
+        let (weight, bias) = (arena.add_aligned(&case.weight), arena.add_aligned(&vec![0.0; outputs]));
+        let zero = Linear { weight, bias, ..linear };
+        let none = Linear { bias: Linear::NO_BIAS, ..zero };
+        let (params, x, d_y) = (arena.upload(&lab), lab.data(&case.x), lab.data(&case.d_y));
+        let [with, without] = [zero, none].map(|layer| {
+            let mut y = lab.data(&case.d_y);
+            b.linear(&params, &layer, rows, (&x).into(), (&mut y).into(), true);
+            let mut grads = arena.gradients(&lab);
+            b.linear_backward_weight(&mut grads, &layer, rows, (&x).into(), (&d_y).into());
+            (lab.read(&y, rows * outputs), arena.added(&lab, &grads))
+        });
+        same_bits(&case.name("sums"), &without.0, &with.0);
+        same_bits(&case.name("gradient of the weight"), &without.1[0], &with.1[0]);
+        assert!(without.1[1].iter().all(|g| *g == 0.0) && with.1[1].iter().any(|g| *g != 0.0), "{inputs}: the bias' place");
     }
 }
 

@@ -37,7 +37,15 @@ fn drawn(place: &str) -> Vec<f32> {
 
     let shape = Shape { batch: 2, height: 8, width: 8, text: tokens };
     let mut sampler = Sampler::new(&b, &model, shape, true).unwrap();
-    let settings = SampleSettings { kind: SamplerKind::Euler, steps: 4, guidance: 3.0, shift: 3.0, spacing: Spacing::Linspace };
+    let settings = SampleSettings {
+        kind: SamplerKind::Euler,
+        steps: 4,
+        guidance: 3.0,
+        image_guidance: 1.0,
+        shift: 3.0,
+        spacing: Spacing::Linspace,
+        start: 1.0,
+    };
     let text = TextBatch { context: &context, pooled: &pooled };
     let negative = TextBatch { context: &negative.context, pooled: &negative.pooled };
     sampler.sample_from(&b, &model, &params, &settings, 0, &expected().f32("noise").unwrap(), text, negative).unwrap()

@@ -129,7 +129,8 @@ fn backward_input(
 
 pub fn linear(cuda: &Cuda, params: &Buffer<bf16>, layer: &Linear, rows: usize, x: In<'_>, y: Out<'_>, accumulate: bool) {
     check("y", y.len, rows, layer.outputs);
-    product(cuda, &forward(params, layer, rows, x, y.address(), accumulate, Epilogue::Bias(bias(params, layer))));
+    let epilogue = if layer.has_bias() { Epilogue::Bias(bias(params, layer)) } else { Epilogue::None };
+    product(cuda, &forward(params, layer, rows, x, y.address(), accumulate, epilogue));
 }
 
 pub fn linear_gelu(cuda: &Cuda, params: &Buffer<bf16>, layer: &Linear, rows: usize, x: In<'_>, pre: Out<'_>, y: Out<'_>) {
@@ -161,7 +162,8 @@ pub fn linear_backward_weight(cuda: &Cuda, grads: &mut Buffer<f32>, layer: &Line
     let Linear { inputs, outputs, .. } = *layer;
     check("x", x.len, rows, inputs);
     check("dy", dy.len, rows, outputs);
-    let end = (layer.weight + inputs * outputs).max(layer.bias + outputs);
+    let bias_end = if layer.has_bias() { layer.bias + outputs } else { 0 };
+    let end = (layer.weight + inputs * outputs).max(bias_end);
     assert!(end <= grads.len(), "a layer that ends at {end} of {} gradients: {layer:?}", grads.len());
     if rows == 0 {
         return;
@@ -180,7 +182,9 @@ pub fn linear_backward_weight(cuda: &Cuda, grads: &mut Buffer<f32>, layer: &Line
             epilogue: Epilogue::None,
         },
     );
-    column_sum(cuda, rows, outputs, dy, grads.address() + 4 * layer.bias as u64);
+    if layer.has_bias() {
+        column_sum(cuda, rows, outputs, dy, grads.address() + 4 * layer.bias as u64);
+    }
 }
 
 /// Adds the sums over the rows of `x` `[rows, columns]` to fp32 `sums` `[columns]`.
