@@ -150,7 +150,8 @@ fn stage(b: &Cpu<f64>, target: Target, adversarial_weight: f32) -> Stage<'_, Cpu
         checkpointed: Checkpointed::NONE,
     };
     let inputs = HostInputs::random(&script.model, script.shape, 71);
-    let mut stage = Stage::new(b, &script, &Samples { x0: inputs.latent, context: inputs.context, pooled: inputs.pooled }, false);
+    let mut stage =
+        Stage::new(b, &script, &Samples { x0: inputs.latent, conditioning: None, context: inputs.context, pooled: inputs.pooled }, false);
     stage.step.set_negative(b, &normals(8, 1, 2 * 7), &normals(8, 2, 5));
     let average = parameters(&stage.student_model.layout().arena, 64);
     b.upload_stat(&average, stage.student.ema.as_mut().unwrap().all_mut());
