@@ -85,7 +85,7 @@ pub fn run<B: Backend>(b: &B, config: &Config, loaded: &Loaded, settings: &[Samp
         for settings in settings {
             let seed = config.seed.wrapping_add(SEED_OFFSET) >> 1;
             let before = progress.done();
-            let order = Order { settings, seed, first: 0, prompts: &prompts, which };
+            let order = Order { settings, seed, first: 0, prompts: &prompts, which, conditioning: None };
             let pixels =
                 painter.pixels(&params, &order, |drawn| progress.set(before + (drawn * settings.evaluations()) as u64, String::new))?;
             let quality = truth.gallery.measure(which, &pixels)?;

@@ -8,7 +8,7 @@ use super::real_images;
 use crate::cli::common::{Encoders, Loaded, Outcome, Progress, interrupt, network, output};
 use crate::config::Config;
 use crate::data::fashion_mnist::{IMAGE_SHAPE, Split};
-use crate::data::{DatasetSettings, FashionMnist, ShardWriter};
+use crate::data::{DatasetSettings, FashionMnist, Origin, ShardWriter, Synthesis};
 use crate::device::Backend;
 use crate::edit::Task;
 use crate::edit::instructions::{Change, INSTRUCTIONS, Instruction};
@@ -56,12 +56,15 @@ pub fn make<B: Backend>(b: &B, config: &Config, base: &Loaded, folder: &Path) ->
     let mut pipeline = base.pipeline().clone();
     pipeline.model.conditioning_channels = Task::Edit.conditioning_channels(pipeline.model.in_channels);
     let edit = &config.edit;
-    let settings = DatasetSettings {
+    let synthesis = Synthesis {
         teacher: base.fingerprint()?,
-        pipeline,
         guidance: edit.target_guidance,
         sampler: format!("euler from {}, best of {}, {} exact, of {} pictures", edit.strength, edit.candidates, edit.exact, images.len()),
         sampler_steps: edit.steps,
+    };
+    let settings = DatasetSettings {
+        origin: Origin::Synthesized(synthesis),
+        pipeline,
         seed: config.seed,
         dtype: Dtype::F16,
         total: edit.pairs,
