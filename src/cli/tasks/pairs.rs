@@ -84,7 +84,7 @@ pub fn make<B: Backend>(b: &B, config: &Config, base: &Loaded, folder: &Path) ->
     let mut next = writer.written();
     while next < edit.pairs {
         if interrupt::requested() {
-            writer.flush()?;
+            writer.suspend()?;
             interrupt::check()?;
         }
         let plans: Vec<Plan> = (next..edit.pairs.min(next + BATCH)).map(|index| Plan::new(config, &maker.images, index)).collect();
