@@ -78,6 +78,15 @@ static void redirect(ucontext_t&, void (*)(), uint8_t*) {}
 static constinit thread_local const void* fault_address = nullptr;
 static constinit thread_local const char* fault_access = nullptr;
 static constinit thread_local uintptr_t fault_pc = 0;
+static constinit thread_local uintptr_t asked_again_at = 0;
+
+// Whether the access is made once more before its address is believed: a virtual machine was once seen to report the upper
+// half of an address in place of the address. A wild access faults again in the same place.
+static bool ask_again(const void* address, uintptr_t pc) {
+    const bool again = !near_allocation(address) && asked_again_at != pc;
+    asked_again_at = again ? pc : 0;
+    return again;
+}
 
 static std::string at_source(uintptr_t pc) {
     const std::string line = source_line(pc);
@@ -109,6 +118,7 @@ static void on_fault(int signal, siginfo_t* info, void* opaque) {
     if (!current || !active_worker || !CAN_REDIRECT) return pass_on(signal, info, opaque);
     auto& context = *static_cast<ucontext_t*>(opaque);
     const Interrupted state = interrupted(context);
+    if (ask_again(info->si_addr, state.pc)) return;
     fault_address = info->si_addr;
     fault_access = state.access;
     fault_pc = state.pc;

@@ -128,6 +128,12 @@ bool accessible(const void* address, size_t bytes) {
            bytes <= allocation.bytes - size_t(first - allocation.start);
 }
 
+bool near_allocation(const void* address) {
+    Registry& all = registry();
+    std::lock_guard<std::mutex> guard(all.lock);
+    return around(all, static_cast<const uint8_t*>(address)) != nullptr;
+}
+
 std::string describe_address(const void* address) {
     Registry& all = registry();
     std::lock_guard<std::mutex> guard(all.lock);

@@ -13,6 +13,9 @@ void release(void* address);
 // Whether the range lies in one allocation that is still in use.
 bool accessible(const void* address, size_t bytes);
 
+// Whether the address lies in an allocation or in the inaccessible range at either side of one, given back or not.
+bool near_allocation(const void* address);
+
 // The allocation nearest to an address and where the address lies, in words.
 std::string describe_address(const void* address);
 
