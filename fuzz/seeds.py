@@ -4,8 +4,11 @@ How an input becomes files is said in src/lib.rs: parts with a line between them
 """
 
 import gzip
+import io
 import json
 import struct
+import tarfile
+import zlib
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -76,6 +79,13 @@ def encoders():
     seed("encoders", clips)
 
 
+def adapters():
+    lora = PROJECT / "tests/golden/lora"
+    peft = [(lora / "peft/adapter_config.json").read_bytes(), header((lora / "peft/adapter_model.safetensors").read_bytes())]
+    others = [header((lora / name).read_bytes()) for name in ("diffusers/pytorch_lora_weights.safetensors", "old.safetensors", "fused.safetensors")]
+    seed("lora", peft, *([b"", other] for other in others))
+
+
 def settings():
     presets = [path.read_text() for path in sorted((PROJECT / "src/config/presets").glob("*.toml"))]
     seed("config", *([text, "distill.steps=100\nladd.student_t.kind=uniform\nsample.steps=1,2,4"] for text in presets))
@@ -105,8 +115,57 @@ def data():
     seed("fashion_mnist", [idx(2, 28, 28), idx(2)])
 
 
+def parquet():
+    """The smallest table with a column `prompt`; none where pyarrow is not installed."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        return []
+    buffer = io.BytesIO()
+    parquet.write_table(pyarrow.table({"prompt": ["a bag", "ankle boot"], "n": [1, 2]}), buffer, compression="none")
+    return [[b"p" + buffer.getvalue()]]
+
+
+def pictures():
+    seed("prompts", ["ta bag\nankle boot\n"], ['j{"prompt": "a bag"}\n{"prompt": "ankle boot", "n": 1}\n'], *parquet())
+    listed = '{"file_name": "a.png", "text": "a bag"}\n{"file_name": "b/c.jpg", "text": ["ankle boot", "shoe"]}\n'
+    table = 'cfile_name,text\na.png,"a bag, red"\nb.png,boot\n'
+    seed("captions", ["l" + listed], [table], ['j{"caption": ["a", "b"]}'], ["na.png\na.txt\nb/c.jpg\nb/c.json"], ["ta bag"])
+
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for name, content in (("a.txt", b"a bag"), ("a.png", PNG), ("long/" * 30 + "b.txt", b"boot")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    seed("archive", [archive.getvalue()])
+    samples = [path.read_bytes() for path in sorted((HERE / "pictures").glob("*"))]
+    seed("picture", [PNG], *([sample] for sample in samples))
+
+    icon = {"body": '<g fill="none"><path fill="#f92f60" d="M15 6a9 9 0 1 1 2 20z"/><circle cx="9" cy="9" r="3"/></g>'}
+    seed("icons", [json.dumps({"prefix": "x", "icons": {"red-apple": icon}, "width": 32, "height": 32, "categories": {"Food": ["red-apple"]}})])
+    seed("study", [(PROJECT / "src/study/demo.toml").read_bytes()])
+
+
+def png():
+    """A picture of 2x2 pixels."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", 2, 2, 8, 2, 0, 0, 0)
+    rows = zlib.compress(b"\0\x10\x20\x30\x40\x50\x60" * 2)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+PNG = png()
+
+
 if __name__ == "__main__":
     networks()
     encoders()
+    adapters()
     settings()
     data()
+    pictures()

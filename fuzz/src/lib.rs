@@ -82,3 +82,14 @@ pub fn judge<T>(outcome: Result<T>) -> Option<T> {
         }
     }
 }
+
+/// As [`judge`], of parsers over bytes, which leave the file's name to their caller.
+pub fn say<T>(outcome: std::result::Result<T, String>) -> Option<T> {
+    match outcome {
+        Ok(value) => Some(value),
+        Err(text) => {
+            assert!(!text.trim().is_empty() && !text.trim_end().contains('\n'), "an error of one line: {text:?}");
+            None
+        }
+    }
+}
