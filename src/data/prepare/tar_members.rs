@@ -140,8 +140,10 @@ mod tests {
         builder.into_inner().unwrap()
     }
 
+    type Files = Vec<(String, Option<Vec<u8>>)>;
+
     /// Both ways through an archive must agree.
-    fn read(bytes: &[u8], keep: u64) -> (Vec<(String, Option<Vec<u8>>)>, End) {
+    fn read(bytes: &[u8], keep: u64) -> (Files, End) {
         let (mut streamed, mut seeked) = (Vec::new(), Vec::new());
         let end = walk(bytes, |_| keep, |member, content| streamed.push((member, content)));
         walk_seeking(Cursor::new(bytes), |_| keep, |member, content| seeked.push((member, content)));
