@@ -267,7 +267,7 @@ fn banner<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &RunFolder,
         _ if ending == Ending::Silent => "",
         "demo" => ", under five minutes on two cores",
         "demo-quick" => ", about a minute on two cores",
-        "demo-edit" | "demo-inpaint" => ", a few minutes on two cores, its teacher included",
+        "demo-edit" | "demo-inpaint" => ", its teacher included",
         _ => "",
     };
     let adapters = match config.lora.rank {

@@ -19,12 +19,12 @@ pub const PRESETS: [Preset; 9] = [
     Preset { name: "demo-quick", about: "the demo in about a minute, for a first look", text: include_str!("presets/demo-quick.toml") },
     Preset {
         name: "demo-edit",
-        about: "a teacher and a student that edit the demo's pictures, in a few minutes on two cores",
+        about: "a teacher and a student that edit the demo's pictures, without a GPU",
         text: include_str!("presets/demo-edit.toml"),
     },
     Preset {
         name: "demo-inpaint",
-        about: "a teacher and a student that fill holes in the demo's pictures, in a few minutes on two cores",
+        about: "a teacher and a student that fill holes in the demo's pictures, without a GPU",
         text: include_str!("presets/demo-inpaint.toml"),
     },
     Preset {
