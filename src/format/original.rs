@@ -109,7 +109,8 @@ fn detect(shapes: &BTreeMap<String, Vec<usize>>) -> Result<ModelConfig, String> 
     let hidden = embedder[0];
     // What the network reads beyond what it predicts is its conditioning.
     let area = embedder[2].saturating_mul(embedder[2]).max(1);
-    let channels = shapes.get("final_layer.linear.bias").and_then(|shape| shape.first()).map_or(embedder[1], |outputs| outputs / area);
+    let outputs = shapes.get("final_layer.linear.bias").and_then(|shape| shape.first()).filter(|n| **n > 0 && n.is_multiple_of(area));
+    let channels = outputs.map_or(embedder[1], |outputs| outputs / area);
     let normed = shapes.get("joint_blocks.0.x_block.attn.ln_q.weight").and_then(|shape| shape.first().copied());
     let head_dim = normed.unwrap_or(HEAD_DIM);
     if head_dim == 0 || !hidden.is_multiple_of(head_dim) {

@@ -9,7 +9,12 @@ use crate::cli::{TEACHER, refuse, succeed};
 
 /// The arguments of a run that takes a second or two: pairs, a teacher, a student.
 fn distill<'a>(task: &'a str, run: &'a str) -> Vec<&'a str> {
-    const SETTINGS: [&str; 15] = [
+    // Rates at which a few steps are enough for the source to count.
+    const SETTINGS: [&str; 19] = [
+        "pretrain.optim.lr=0.03",
+        "pretrain.optim.warmup_steps=0",
+        "pretrain.ema_decay=0",
+        "distill.ema_decay=0",
         "data.images=builtin",
         "edit.pairs=12",
         "edit.steps=1",

@@ -57,7 +57,8 @@ fn paths_in_archives_lead_nowhere() {
     let desk = Desk::new();
     desk.write("work/in.tar", tar(&entries));
     desk.prepare(&["work/in.tar"], &[]);
-    assert_eq!(desk.open().captions(), ["../up.png", "/abs.png", "a/../../b.png", "./c.png", "..\\win.png"]);
+    // To the last one a backslash is no separator: its name begins with a dot, and hidden files are passed over.
+    assert_eq!(desk.open().captions(), ["../up.png", "/abs.png", "a/../../b.png", "./c.png"]);
     let expected = [
         "out/.lock",
         "out/buckets.png",

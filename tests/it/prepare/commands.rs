@@ -106,7 +106,7 @@ fn mistakes_are_one_line() {
     assert!(desk.fails(&["in"], &["--set", "prepare.multiple=12"]).contains("multiple of 8"));
     assert!(desk.fails(&["in"], &["--set", "model.in_channels=20"]).contains("16 channels in grey and 48 in colour"));
     assert!(desk.fails(&["in"], &["--set", "data.latent=vae"]).contains("--teacher"));
-    assert!(desk.fails(&["in"], &["--min-side", "100"]).contains("none of 1 pictures can be used"));
+    assert!(desk.fails(&["in"], &["--set", "prepare.min_side=100"]).contains("none of 1 pictures can be used"));
     assert!(desk.fails(&[], &[]).contains("SOURCE"));
     desk.write("in/metadata.jsonl", "{\"file_name\": \"a.png\", \"text\": \"a\"}\n{");
     assert!(desk.fails(&["in"], &[]).contains("metadata.jsonl: line 2: is no JSON"));
@@ -148,7 +148,7 @@ fn an_autoencoder_encodes_pictures_of_several_sizes() {
     succeed(&[&["prepare", &source, "--teacher", teacher, "--out", &out][..], &sizes].concat());
     let dataset = ladd_fast::data::LatentDataset::open(desk.path("out"), &|_, _| ()).unwrap();
     let autoencoder = Autoencoder::open(teacher.as_ref()).unwrap();
-    for (index, (size, colour)) in [([32, 32], [200, 30, 90]), ([24, 40], [20, 130, 190])].into_iter().enumerate() {
+    for (index, (size, colour)) in [([24, 40], [20, 130, 190]), ([32, 32], [200, 30, 90])].into_iter().enumerate() {
         let [c, h, w] = dataset.shape(index).unwrap();
         assert_eq!([h * 4, w * 4], size, "picture {index}");
         let mut latent = vec![0.0; c * h * w];
@@ -158,6 +158,19 @@ fn an_autoencoder_encodes_pictures_of_several_sizes() {
         let most = expected.iter().fold(0.0f32, |most, value| most.max(value.abs()));
         assert!(latent.iter().zip(&expected).all(|(a, b)| (a - b).abs() <= 2e-3 * most), "picture {index}");
     }
-    let error = refuse(&["prepare", &source, "--teacher", teacher, "--out", &out, "--area", "1024", "--set", "prepare.multiple=12"]);
+    let error = refuse(&[
+        "prepare",
+        &source,
+        "--teacher",
+        teacher,
+        "--out",
+        &out,
+        "--area",
+        "1024",
+        "--set",
+        "prepare.multiple=12",
+        "--caption-from",
+        "none",
+    ]);
     assert!(error.contains("multiple of 8"), "{error}");
 }
