@@ -1,5 +1,5 @@
 //! Captions as people store them beside their pictures: a text file, or JSON as image scrapers and WebDataset write it.
-//! Pure functions over bytes; they return what is wrong in words. Called by [`super::sources`].
+//! Pure functions over bytes; they return what is wrong in words. Called by `archive` and `folder`.
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};

@@ -1,6 +1,6 @@
 //! Icon sets as npm's `@iconify-json` packages hold them: `icons.json` with the inside of an SVG document for every name, and
 //! `metadata.json` with categories. Parsers over bytes; SVG becomes pixels by `resvg`, without fonts and without reading any
-//! file. Called by [`super::emoji`] and [`super::Library`].
+//! file. Called by `emoji` and [`super::Library`].
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,5 +1,5 @@
 //! Lists of captions as Hugging Face's image folders have them: `metadata.jsonl` with `file_name` and `text`, one object a
-//! line, or `metadata.csv` with these columns. Pure functions over bytes. Called by [`super::folder`].
+//! line, or `metadata.csv` with these columns. Pure functions over bytes. Called by `folder`.
 
 use serde_json::Value;
 

@@ -1,5 +1,5 @@
 //! Which files are pictures, and which captions belong to them: files of one name with different endings are one sample, in a
-//! folder and in a WebDataset archive alike. Pure functions over names. Called by [`super::folder`] and [`super::archive`].
+//! folder and in a WebDataset archive alike. Pure functions over names. Called by `folder` and `archive`.
 
 use std::collections::HashMap;
 

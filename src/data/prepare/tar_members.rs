@@ -2,7 +2,7 @@
 //!
 //! Nothing is ever written to disk: names are labels, never paths, and links, devices and folders are passed over. Long
 //! names (GNU `L`, pax `path`) are read up to a limit. An archive that ends too early, or turns into nonsense, gives what is
-//! whole before that place, and says so. Called by [`super::archive`].
+//! whole before that place, and says so. Called by `archive`.
 
 use std::io::{self, Read, Seek, SeekFrom};
 
