@@ -93,8 +93,12 @@ private:
     void help() {
         std::unique_lock<std::mutex> guard(lock);
         for (;;) {
-            changed.wait(guard, [&] { return open_job() != jobs.end(); });
+            // Asked once: the caller may take its last block at any time, and then there is no open job any more.
             const auto job = open_job();
+            if (job == jobs.end()) {
+                changed.wait(guard);
+                continue;
+            }
             job->helping++;
             guard.unlock();
             run_blocks(*job->launch);

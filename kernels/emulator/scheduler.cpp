@@ -149,15 +149,15 @@ static void run_thread() {
 
 static void run_engine() {
     for (;;) {
-        Block& of = block();
-        const Transfer transfer = std::move(of.transfers.front());
-        of.transfers.pop_front();
-        transfer.run();
+        {
+            Block& of = block();
+            const Transfer transfer = std::move(of.transfers.front());
+            of.transfers.pop_front();
+            transfer.run();
+        }
         suspend();
     }
 }
-
-Worker::Worker() { prepare_fiber(engine.stack_pointer, engine_stack, run_engine); }
 
 bool Worker::is_stack_overflow(const void* address) const {
     return std::any_of(stacks.begin(), stacks.end(), [&](const Stack& stack) { return stack.guards(address); });
@@ -321,6 +321,8 @@ void Worker::run_block(Launch& launch, size_t number) {
 
 void Worker::run(Launch& launch) {
     active_worker = this;
+    // Anew: a fiber stays on one OS thread, whose thread-local variables the compiler may have found for it.
+    prepare_fiber(engine.stack_pointer, engine_stack, run_engine);
     const size_t blocks = launch.blocks();
     for (size_t i = launch.next_block++; i < blocks && !launch.failed; i = launch.next_block++) {
         const bool backwards = launch.seed % 2 == 1;

@@ -33,7 +33,6 @@ private:
 
 class Worker {
 public:
-    Worker();
     void run(Launch& launch);
     // Where the handler of a fault finds room: the stack of the thread may be the reason.
     uint8_t* emergency_stack() const { return emergency.top(); }

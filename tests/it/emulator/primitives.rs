@@ -2,6 +2,7 @@
 
 use half::bf16;
 use ladd_fast::device::cuda::driver::{Driver, Element, TensorMap, TensorSpec};
+use ladd_fast::device::cuda::emulated::Schedule;
 
 use super::{Rig, bytes, grid, small};
 
@@ -238,4 +239,29 @@ fn flags_order_blocks() {
         (1..20).for_each(|ticket| expected.push(2 * expected[ticket - 1] + ticket as u32));
         assert_eq!(rig.download::<u32>(out, 20), expected);
     }
+}
+
+/// Launches whose blocks are over at once: OS threads that come to help may find nothing left to do. In a process of its own,
+/// with far more such threads than processors.
+#[test]
+fn many_short_launches() {
+    if std::env::var_os("LADD_EMULATOR_THREADS").is_none() {
+        let status = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["emulator::primitives::many_short_launches", "--exact"])
+            .env("LADD_EMULATOR_THREADS", "32")
+            .status();
+        assert!(status.unwrap().success());
+        return;
+    }
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let rig = Rig::new(Schedule::default());
+                let out = rig.blank::<i32>(13 * 32);
+                for launch in 0..20_000 {
+                    rig.launch("test_warp", grid(2 + launch % 3, 32, 0), &[bytes(&out)]).unwrap();
+                }
+            });
+        }
+    });
 }
