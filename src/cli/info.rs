@@ -169,8 +169,10 @@ fn origin(origin: &Origin) -> Vec<String> {
         Origin::Synthesized(Synthesis { teacher, guidance, sampler, sampler_steps }) => {
             vec![entry("sampler", format!("{sampler}, {sampler_steps} steps, guidance {guidance}")), entry("teacher", teacher)]
         }
-        Origin::Prepared(Preparation { area, multiple, max_ratio, crop, .. }) => {
-            vec![entry("pictures", format!("up to {area} pixels, sides multiples of {multiple}, ratio up to {max_ratio}, crop {crop}"))]
+        Origin::Prepared(Preparation { area, multiple, max_ratio, crop, pairs, .. }) => {
+            let pairs = if *pairs { ", each with its source" } else { "" };
+            let sizes = format!("up to {area} pixels, sides multiples of {multiple}, ratio up to {max_ratio}, crop {crop}{pairs}");
+            vec![entry("pictures", sizes)]
         }
     }
 }

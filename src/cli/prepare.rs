@@ -14,7 +14,7 @@ use clap::{Args, ValueEnum};
 
 use super::common::{Encoders, Globals, Outcome, Stop, flag, interrupt, number, output};
 use crate::config::{Config, PrepareConfig};
-use crate::data::prepare::{EmojiChoice, Found, Picture, Skipped, Source, captions, find, held_out, names};
+use crate::data::prepare::{EmojiChoice, Found, Picture, Skipped, Source, captions, find, held_out, names, pair_up};
 use crate::data::unique_prompts;
 use crate::format::write_atomically;
 use crate::report::{ContactRow, ContactSheet, draw_contact_sheet, save_png};
@@ -37,6 +37,7 @@ Examples:
   ladd-fast prepare part-*.tar --teacher SD3 --out latents  WebDataset archives, gzipped or not
   ladd-fast prepare photos --out latents --caption-from filename --set prepare.area=4096
   ladd-fast prepare --emoji data/emoji --preset emoji-small --out data/emoji-small
+  ladd-fast prepare edits --pairs --teacher SD3 --out latents    a.jpg, what it was made from in a.source.jpg, a.txt
   ladd-fast distill --teacher SD3 --data latents
 
 Without --teacher the latents are for a new network, which `pretrain --data` trains. A call that was interrupted goes on when it
@@ -72,6 +73,10 @@ pub struct Arguments {
     /// Share of the pictures that is kept from training.
     #[arg(long, value_name = "SHARE")]
     hold_out: Option<f64>,
+    /// Pairs for editing: every picture has a source, NAME.source.jpg or `source` in metadata.jsonl, and its caption is the
+    /// instruction.
+    #[arg(long)]
+    pairs: bool,
     /// Seed of the choice among several captions.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -110,6 +115,7 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
         flag("prepare.background", "--background", arguments.background.as_deref()),
         flag("prepare.captions", "--caption-from", captions),
         flag("prepare.hold_out", "--hold-out", arguments.hold_out),
+        flag("prepare.pairs", "--pairs", arguments.pairs.then_some(true)),
         number("seed", "--seed", arguments.seed),
     ])?;
     let made = prepare(&config, arguments);
@@ -125,6 +131,9 @@ fn prepare(config: &Config, arguments: &Arguments) -> Outcome {
     let mut found = find(&sources)?;
     interrupt::check()?;
     report_damage(&found, arguments.strict)?;
+    if config.prepare.pairs {
+        pair_up(&mut found, &sources);
+    }
     hold_out(&mut found, &sources, config.prepare.hold_out);
     let texts = texts(&found, &sources, &config.prepare, config.seed)?;
     let pictures: Vec<(usize, &Picture)> = found.pictures.iter().enumerate().collect();

@@ -25,6 +25,8 @@ pub struct PrepareConfig {
     pub captions: String,
     /// Share of the pictures that is kept from training, in a data set of its own.
     pub hold_out: f64,
+    /// Whether every picture is an edit and has a source: `NAME.source.jpg`, or `source` in the list of captions.
+    pub pairs: bool,
     /// Latents per shard file.
     pub shard_size: usize,
     /// Styles of emoji, by their folders' names; empty means all.
@@ -44,6 +46,7 @@ impl Default for PrepareConfig {
             background: "#ffffff".into(),
             captions: "files".into(),
             hold_out: 0.0,
+            pairs: false,
             shard_size: 256,
             emoji_styles: Vec::new(),
             emoji_categories: Vec::new(),

@@ -87,6 +87,9 @@ pub struct Preparation {
     pub crop: String,
     /// What is behind transparent pixels, `#rrggbb`.
     pub background: String,
+    /// Whether a sample is an edit before its source, `[2 C, H, W]`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pairs: bool,
 }
 
 /// The settings as `manifest.json` holds them: a synthesis has its keys at the top level, as before there were others.
@@ -473,6 +476,7 @@ mod tests {
             min_side: 16,
             crop: "subject".into(),
             background: "#ffffff".into(),
+            pairs: false,
         };
         let prepared = DatasetSettings { origin: Origin::Prepared(preparation.clone()), ..settings(8, Dtype::F16) };
         let json = serde_json::to_string(&prepared).unwrap();

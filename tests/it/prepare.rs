@@ -4,6 +4,7 @@
 mod archives;
 mod commands;
 mod folders;
+mod pairs;
 mod pixels;
 mod resume;
 
@@ -105,17 +106,31 @@ impl Prepared {
         let shape = self.dataset.shape(index).unwrap();
         let mut latent = vec![0.0; shape.iter().product()];
         let prompt = self.dataset.sample(index, &mut latent).unwrap();
+        (self.dataset.prompts()[prompt as usize].clone(), self.pixels(&latent, shape))
+    }
+
+    /// The picture that a latent is of.
+    pub fn pixels(&self, latent: &[f32], shape: [usize; 3]) -> RgbImage {
         let [channels, height, width] = self.codec.image_shape(shape).unwrap();
-        let pixels = self.codec.decode(&latent, shape).unwrap();
+        let pixels = self.codec.decode(latent, shape).unwrap();
         let byte = |value: f32| ((value.clamp(-1.0, 1.0) + 1.0) * 127.5).round() as u8;
         let at = |channel: usize, x: u32, y: u32| byte(pixels[(channel.min(channels - 1) * height + y as usize) * width + x as usize]);
-        let picture = RgbImage::from_fn(width as u32, height as u32, |x, y| Rgb([at(0, x, y), at(1, x, y), at(2, x, y)]));
-        (self.dataset.prompts()[prompt as usize].clone(), picture)
+        RgbImage::from_fn(width as u32, height as u32, |x, y| Rgb([at(0, x, y), at(1, x, y), at(2, x, y)]))
     }
 
     pub fn captions(&self) -> Vec<String> {
         (0..self.dataset.len()).map(|index| self.picture(index).0).collect()
     }
+}
+
+/// A command with the settings of the small network.
+pub fn run(command: &[&str]) -> String {
+    succeed(&small(command).iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+fn small(command: &[&str]) -> Vec<String> {
+    let sets = SMALL.iter().flat_map(|set| ["--set", set]);
+    command.iter().copied().chain(sets).map(str::to_owned).collect()
 }
 
 /// Whether all channels agree to within `most`.

@@ -9,7 +9,7 @@ use image::RgbImage;
 use rayon::prelude::*;
 
 use crate::cli::common::{Encoders, Outcome, Progress, interrupt};
-use crate::data::prepare::{Fitting, Library, Picture, Skipped, Source};
+use crate::data::prepare::{Fitted, Fitting, Library, Picture, Skipped, Source};
 use crate::data::{DatasetSettings, Origin, Preparation, ShardWriter, unique_prompts};
 use crate::format::Dtype;
 use crate::vae::CodecConfig;
@@ -87,11 +87,11 @@ impl Set<'_> {
             let images = library.pictures(&pictures, self.fitting);
             let new = |number: &usize| !done.contains(number);
             let latents =
-                self.encode(chunk.iter().zip(&images).map(|(((number, _), _), image)| image.as_ref().ok().filter(|_| new(number))))?;
-            for ((((number, picture), place), image), latent) in chunk.iter().zip(images).zip(latents) {
-                match image {
+                self.encode(chunk.iter().zip(&images).map(|(((number, _), _), fitted)| fitted.as_ref().ok().filter(|_| new(number))))?;
+            for ((((number, picture), place), fitted), latent) in chunk.iter().zip(images).zip(latents) {
+                match fitted {
                     Err(reason) => written.skip(self.sources, picture, reason),
-                    Ok(image) => written.show(*number, image),
+                    Ok(fitted) => written.show(*number, fitted),
                 }
                 if let Some((latent, shape)) = latent {
                     let waiting = pending.entry(shape).or_default();
@@ -138,13 +138,21 @@ impl Set<'_> {
     }
 
     /// The latents of pictures, with their shapes. The autoencoder uses all threads for one; the stand-in one for each.
-    fn encode<'i>(&self, images: impl Iterator<Item = Option<&'i RgbImage>>) -> Result<Vec<Option<Latent>>> {
+    fn encode<'i>(&self, images: impl Iterator<Item = Option<&'i Fitted>>) -> Result<Vec<Option<Latent>>> {
         let images: Vec<_> = images.collect();
-        let encode = |image: &Option<&RgbImage>| image.map(|image| self.latent(image)).transpose();
+        let encode = |fitted: &Option<&Fitted>| fitted.map(|fitted| self.latents(fitted)).transpose();
         match &self.encoders.pipeline.codec {
             CodecConfig::External { .. } => images.iter().map(encode).collect(),
             CodecConfig::Dct { .. } => images.par_iter().map(encode).collect(),
         }
+    }
+
+    /// The latent of a picture; of an edit with that of its source behind it.
+    fn latents(&self, fitted: &Fitted) -> Result<Latent> {
+        let (mut latent, shape) = self.latent(&fitted.image)?;
+        let Some(original) = &fitted.original else { return Ok((latent, shape)) };
+        latent.extend(self.latent(original)?.0);
+        Ok((latent, [2 * shape[0], shape[1], shape[2]]))
     }
 
     fn latent(&self, image: &RgbImage) -> Result<Latent> {
@@ -164,12 +172,19 @@ impl Written {
         self.skipped.push(Skipped { source, picture: picture.name.clone(), reason });
     }
 
-    fn show(&mut self, number: usize, image: RgbImage) {
-        let bucket = self.buckets.entry(image.dimensions()).or_default();
+    fn show(&mut self, number: usize, fitted: Fitted) {
+        let bucket = self.buckets.entry(fitted.image.dimensions()).or_default();
         if bucket.pictures.len() < SHOWN {
-            bucket.pictures.insert(number, image);
+            bucket.pictures.insert(number, beside_source(fitted));
         }
     }
+}
+
+/// A picture as the contact sheet shows it: an edit to the right of its source.
+fn beside_source(Fitted { image, original }: Fitted) -> RgbImage {
+    let Some(original) = original else { return image };
+    let (width, height) = image.dimensions();
+    RgbImage::from_fn(2 * width, height, |x, y| *if x < width { original.get_pixel(x, y) } else { image.get_pixel(x - width, y) })
 }
 
 /// The numbers of the pictures that are in shards, and of those among them that the contact sheet shows.

@@ -51,6 +51,8 @@ pub(super) fn find(path: &Path, source: usize, found: &mut Found) -> Result<()> 
                 bytes: member.size,
                 captions,
                 held_out: false,
+                original: None,
+                named_original: None,
                 place: Place::Member(member.offset),
             }),
             Err(reason) => found.skip(path, &member.name, reason),

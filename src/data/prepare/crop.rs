@@ -24,24 +24,54 @@ pub enum Crop {
     Center,
 }
 
-/// Cuts and scales a picture to `width` x `height`.
+/// Where the part that is kept begins, as shares of the picture's sides.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Corner {
+    x: f64,
+    y: f64,
+}
+
+/// The part of a picture that is kept for `width` x `height`.
 ///
 /// # Errors
 /// When a side is zero, in words.
-pub fn fit(image: &RgbImage, (width, height): (usize, usize), crop: Crop) -> Result<RgbImage, String> {
-    if image.dimensions() == (width as u32, height as u32) {
-        return Ok(image.clone());
+pub fn choose(image: &RgbImage, size: (usize, usize), crop: Crop) -> Result<Corner, String> {
+    if holds(image, size) {
+        return Ok(Corner { x: 0.0, y: 0.0 });
     }
-    let (w, h) = (f64::from(image.width()), f64::from(image.height()));
-    let scale = (w / width as f64).min(h / height as f64);
-    let (kept_w, kept_h) = ((width as f64 * scale).min(w), (height as f64 * scale).min(h));
-    let (share_x, share_y) = (kept_w / w, kept_h / h);
+    let (kept_w, kept_h) = kept(image, size);
+    let (share_x, share_y) = (kept_w / f64::from(image.width()), kept_h / f64::from(image.height()));
     let (x, y) = match crop {
         Crop::Center => ((1.0 - share_x) / 2.0, (1.0 - share_y) / 2.0),
         Crop::Subject => subject(image, share_x, share_y)?,
     };
-    let window = ((x * w).min(w - kept_w), (y * h).min(h - kept_h), kept_w, kept_h);
-    resize(image, window, (width as u32, height as u32))
+    Ok(Corner { x, y })
+}
+
+/// Cuts a picture there and scales it to `width` x `height`; one of that size is left as it is.
+///
+/// # Errors
+/// When a side is zero, in words.
+pub fn cut(image: &RgbImage, corner: Corner, size: (usize, usize)) -> Result<RgbImage, String> {
+    if holds(image, size) {
+        return Ok(image.clone());
+    }
+    let (w, h) = (f64::from(image.width()), f64::from(image.height()));
+    let (kept_w, kept_h) = kept(image, size);
+    let window = ((corner.x * w).min(w - kept_w), (corner.y * h).min(h - kept_h), kept_w, kept_h);
+    resize(image, window, (size.0 as u32, size.1 as u32))
+}
+
+/// Whether the picture has the size already.
+fn holds(image: &RgbImage, (width, height): (usize, usize)) -> bool {
+    image.dimensions() == (width as u32, height as u32)
+}
+
+/// Sides of the largest part with the size's aspect.
+fn kept(image: &RgbImage, (width, height): (usize, usize)) -> (f64, f64) {
+    let (w, h) = (f64::from(image.width()), f64::from(image.height()));
+    let scale = (w / width as f64).min(h / height as f64);
+    ((width as f64 * scale).min(w), (height as f64 * scale).min(h))
 }
 
 /// Where the window of these shares of the picture begins, as shares of it.
@@ -124,6 +154,10 @@ mod tests {
             let inside = (x as f32 - centre.0).hypot(y as f32 - centre.1) < radius;
             if inside { Rgb([250, 210, 40]) } else { Rgb([20, 24, 40]) }
         })
+    }
+
+    fn fit(image: &RgbImage, size: (usize, usize), crop: Crop) -> Result<RgbImage, String> {
+        cut(image, choose(image, size, crop)?, size)
     }
 
     fn bright(image: &RgbImage) -> usize {

@@ -43,7 +43,9 @@ pub(super) fn find(folder: &Path, choice: &EmojiChoice, source: usize, found: &m
             let Some(svg) = set.svg(object) else { continue };
             let name = format!("{}/{object}", set.prefix);
             let caption = format!("{} style {object}", set.prefix).replace('-', " ");
-            pictures.push(Picture { source, name, bytes: svg.len() as u64, captions: vec![caption], held_out, place: Place::Svg(svg) });
+            let (bytes, captions) = (svg.len() as u64, vec![caption]);
+            let place = Place::Svg(svg);
+            pictures.push(Picture { source, name, bytes, captions, held_out, original: None, named_original: None, place });
         }
     }
     pictures.sort_by_cached_key(|picture| Sha256::digest(&picture.name)); // mixed, the same always

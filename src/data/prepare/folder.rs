@@ -30,7 +30,7 @@ pub(super) fn find(folder: &Path, source: usize, found: &mut Found) -> Result<()
     let read = |place: usize| read_caption(&files[place].path);
     for sample in names::samples(&names) {
         let file = &files[sample.picture];
-        let list = listed.remove(&file.name);
+        let (list, original) = listed.remove(&file.name).map_or((None, None), |(captions, original)| (Some(captions), original));
         if names::kind(&file.name) == Kind::Foreign {
             found.skip(folder, &file.name, foreign(&file.name));
             continue;
@@ -42,6 +42,8 @@ pub(super) fn find(folder: &Path, source: usize, found: &mut Found) -> Result<()
                 bytes: file.bytes,
                 captions,
                 held_out: false,
+                original: None,
+                named_original: original,
                 place: Place::File(file.path.clone()),
             }),
             Err(reason) => found.skip(folder, &file.name, reason),
@@ -76,9 +78,12 @@ fn label(folder: &Path, path: &Path) -> Option<String> {
     parts.collect::<Option<Vec<_>>>().map(|parts| parts.join("/"))
 }
 
-/// The captions of all lists in the folder, by the name of the picture.
-fn lists(folder: &Path, files: &[File], found: &mut Found) -> Result<HashMap<String, Result<Vec<String>, String>>> {
-    let mut captions = HashMap::new();
+/// The captions of a listed picture, and the picture it is an edit of.
+type Entry = (Result<Vec<String>, String>, Option<String>);
+
+/// What all lists in the folder say, by the name of the picture.
+fn lists(folder: &Path, files: &[File], found: &mut Found) -> Result<HashMap<String, Entry>> {
+    let mut listed = HashMap::new();
     for file in files {
         let parse: fn(&[u8]) -> Result<Vec<Listed>, String> = match file.name.rsplit('/').next() {
             Some("metadata.jsonl") => metadata::from_jsonl,
@@ -91,13 +96,15 @@ fn lists(folder: &Path, files: &[File], found: &mut Found) -> Result<HashMap<Str
         let bytes = std::fs::read(&file.path).map_err(|source| Error::io("read", &file.path, source))?;
         let beside = Path::new(&file.name).parent().unwrap_or(Path::new(""));
         for entry in parse(&bytes).map_err(|cause| Error::file(&file.path, cause))? {
+            // A source outside of the folder keeps its name, under which none will be found.
+            let original = entry.source.map(|name| label(beside, Path::new(&name)).unwrap_or(name));
             match label(beside, Path::new(&entry.file_name)) {
-                Some(name) => drop(captions.insert(name, entry.captions)),
+                Some(name) => drop(listed.insert(name, (entry.captions, original))),
                 None => found.skip(folder, entry.file_name, format!("lies outside of the folder of {}", file.name)),
             }
         }
     }
-    Ok(captions)
+    Ok(listed)
 }
 
 fn read_caption(path: &Path) -> Result<Vec<u8>, String> {

@@ -26,6 +26,15 @@ pub struct Fitting {
     pub background: [u8; 3],
 }
 
+/// A picture at the size of its bucket.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fitted {
+    /// The picture.
+    pub image: RgbImage,
+    /// What it is an edit of, cut in the same place.
+    pub original: Option<RgbImage>,
+}
+
 /// The sources, open for reading.
 #[derive(Debug)]
 pub struct Library<'a> {
@@ -47,9 +56,21 @@ impl<'a> Library<'a> {
     }
 
     /// The pictures at the sizes of their buckets, or why they cannot be used. Archives are read fastest in their order.
-    pub fn pictures(&mut self, chunk: &[&Picture], fitting: &Fitting) -> Vec<Result<RgbImage, String>> {
-        let raw: Vec<_> = chunk.iter().map(|picture| self.raw(picture)).collect();
-        chunk.par_iter().zip(raw).map(|(picture, raw)| fitted(picture, raw?, fitting)).collect()
+    pub fn pictures(&mut self, chunk: &[&Picture], fitting: &Fitting) -> Vec<Result<Fitted, String>> {
+        let raw: Vec<_> = chunk.iter().map(|picture| self.with_original(picture)).collect();
+        chunk.par_iter().zip(raw).map(|(picture, (raw, original))| fitted(picture, raw, original, fitting)).collect()
+    }
+
+    /// The bytes of a picture and of what it is an edit of, in the order in which an archive holds them.
+    fn with_original<'p>(&mut self, picture: &'p Picture) -> (Result<Raw<'p>, String>, Option<Result<Raw<'p>, String>>) {
+        match picture.original.as_deref() {
+            None => (self.raw(picture), None),
+            Some(original) if original.offset() < picture.offset() => {
+                let first = self.raw(original);
+                (self.raw(picture), Some(first))
+            }
+            Some(original) => (self.raw(picture), Some(self.raw(original))),
+        }
     }
 
     /// Archives are read here, one member after the other; files later, in parallel.
@@ -75,19 +96,43 @@ impl<'a> Library<'a> {
     }
 }
 
-fn fitted(picture: &Picture, raw: Raw<'_>, fitting: &Fitting) -> Result<RgbImage, String> {
+/// How far the shapes of an edit and its source may differ, as a share of their ratio.
+const ALIKE: f64 = 0.01;
+
+fn fitted(
+    picture: &Picture,
+    raw: Result<Raw<'_>, String>,
+    original: Option<Result<Raw<'_>, String>>,
+    fitting: &Fitting,
+) -> Result<Fitted, String> {
+    let image = decoded(&picture.name, raw?, fitting)?;
+    let original = original.map(|raw| decoded(&picture.name, raw?, fitting).map_err(|cause| format!("its source {cause}"))).transpose()?;
+    let ((width, height), size) = (image.dimensions(), fitting.buckets.nearest(image.width(), image.height()));
+    if let Some((w, h)) = original.as_ref().map(RgbImage::dimensions) {
+        let ratio = f64::from(width) * f64::from(h) / (f64::from(height) * f64::from(w));
+        if (ratio - 1.0).abs() > ALIKE {
+            return Err(format!("has {width}x{height} pixels and its source {w}x{h}: their shapes differ"));
+        }
+    }
+    let corner = crop::choose(&image, size, fitting.crop)?;
+    let cut = |image: RgbImage| crop::cut(&image, corner, size);
+    Ok(Fitted { image: cut(image)?, original: original.map(cut).transpose()? })
+}
+
+/// A picture at its own size, which must be large enough.
+fn decoded(name: &str, raw: Raw<'_>, fitting: &Fitting) -> Result<RgbImage, String> {
     let unreadable = |error: io::Error| format!("cannot be read: {error}");
     let image = match raw {
         Raw::Bytes(bytes) => picture::decode(&bytes.map_err(unreadable)?, fitting.background)?,
         Raw::File(path) => picture::decode(&std::fs::read(path).map_err(unreadable)?, fitting.background)?,
         Raw::Svg(svg) => {
             let (width, height) = fitting.buckets.nearest(1, 1);
-            iconify::render(svg, width.max(height) as u32, fitting.background).map_err(|cause| format!("{}: {cause}", picture.name))?
+            iconify::render(svg, width.max(height) as u32, fitting.background).map_err(|cause| format!("{name}: {cause}"))?
         }
     };
     let (width, height) = image.dimensions();
     if width.min(height) < fitting.min_side {
         return Err(format!("has {width}x{height} pixels: its shorter side is below {}", fitting.min_side));
     }
-    crop::fit(&image, fitting.buckets.nearest(width, height), fitting.crop)
+    Ok(image)
 }

@@ -1,12 +1,15 @@
 //! Lists of captions as Hugging Face's image folders have them: `metadata.jsonl` with `file_name` and `text`, one object a
-//! line, or `metadata.csv` with these columns. Pure functions over bytes. Called by `folder`.
+//! line, or `metadata.csv` with these columns; for pairs of pictures also with the source of an edit. Pure functions over
+//! bytes. Called by `folder`.
 
 use serde_json::Value;
 
 use super::captions;
 
-/// Names of the columns of captions, the first that is there counts.
-const COLUMNS: [&str; 3] = ["text", "caption", "prompt"];
+/// Names of the columns of pictures, captions and sources, of each the first that is there counts.
+const PICTURES: [&str; 3] = ["file_name", "edited_image_file_name", "edited_image"];
+const CAPTIONS: [&str; 5] = ["text", "caption", "prompt", "edit_prompt", "instruction"];
+const SOURCES: [&str; 4] = ["source", "source_file_name", "original_image_file_name", "original_image"];
 
 /// A picture of the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +18,8 @@ pub struct Listed {
     pub file_name: String,
     /// Its captions, or why there are none.
     pub captions: Result<Vec<String>, String>,
+    /// The picture that it is an edit of, if one is named.
+    pub source: Option<String>,
 }
 
 /// Reads `metadata.jsonl`. Empty lines are dropped.
@@ -27,12 +32,13 @@ pub fn from_jsonl(bytes: &[u8]) -> Result<Vec<Listed>, String> {
     let listed = lines.map(|(number, line)| {
         let fail = |cause: String| format!("line {}: {cause}", number + 1);
         let value: Value = serde_json::from_str(line).map_err(|error| fail(format!("is no JSON ({error})")))?;
-        let Some(file_name) = value.get("file_name").and_then(Value::as_str) else {
+        let name = |columns: &[&str]| columns.iter().find_map(|column| value.get(*column)?.as_str().map(str::to_owned));
+        let Some(file_name) = name(&PICTURES) else {
             return Err(fail("has no `file_name`".into()));
         };
-        let found = COLUMNS.iter().find_map(|column| value.get(*column));
+        let found = CAPTIONS.iter().find_map(|column| value.get(*column));
         let captions = found.map_or_else(|| Err("its line has no `text`".into()), captions::from_value);
-        Ok(Listed { file_name: file_name.to_owned(), captions })
+        Ok(Listed { file_name, captions, source: name(&SOURCES) })
     });
     listed.collect()
 }
@@ -44,13 +50,15 @@ pub fn from_jsonl(bytes: &[u8]) -> Result<Vec<Listed>, String> {
 pub fn from_csv(bytes: &[u8]) -> Result<Vec<Listed>, String> {
     let mut reader = csv::ReaderBuilder::new().from_reader(text(bytes)?.as_bytes());
     let header = reader.headers().map_err(|error| error.to_string())?.clone();
-    let column = |name: &str| header.iter().position(|other| other.trim() == name);
-    let file_name = column("file_name").ok_or("has no column `file_name`")?;
-    let caption = COLUMNS.iter().find_map(|name| column(name)).ok_or("has no column `text`")?;
+    let column = |names: &[&str]| names.iter().find_map(|name| header.iter().position(|other| other.trim() == *name));
+    let file_name = column(&PICTURES).ok_or("has no column `file_name`")?;
+    let caption = column(&CAPTIONS).ok_or("has no column `text`")?;
+    let source = column(&SOURCES);
     let listed = reader.records().map(|record| {
         let record = record.map_err(|error| error.to_string())?;
         let field = |place: usize| record.get(place).unwrap_or_default();
-        Ok(Listed { file_name: field(file_name).to_owned(), captions: captions::from_text(field(caption).as_bytes()) })
+        let source = source.map(field).filter(|name| !name.is_empty()).map(str::to_owned);
+        Ok(Listed { file_name: field(file_name).to_owned(), captions: captions::from_text(field(caption).as_bytes()), source })
     });
     listed.collect()
 }
@@ -79,6 +87,18 @@ mod tests {
         let csv = "\u{feff}id,file_name,text\n1,a.jpg,\"a cat, sleeping\"\n2,b.jpg,\n";
         let expected = [("a.jpg", "a cat, sleeping"), ("b.jpg", "! its caption is empty")];
         assert_eq!(pairs(from_csv(csv.as_bytes()).unwrap()), expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
+    }
+
+    #[test]
+    fn the_source_of_an_edit_is_read_where_people_put_it() {
+        let sources = |listed: Vec<Listed>| listed.into_iter().map(|l| (l.file_name, l.source)).collect::<Vec<_>>();
+        let expected = [("b.png".to_owned(), Some("a.png".to_owned())), ("c.png".to_owned(), None)];
+        let jsonl = r#"{"edited_image_file_name": "b.png", "original_image_file_name": "a.png", "edit_prompt": "x"}
+            {"file_name": "c.png", "text": "y"}"#;
+        let listed = from_jsonl(jsonl.as_bytes()).unwrap();
+        assert_eq!(listed[0].captions, Ok(vec!["x".to_owned()]));
+        assert_eq!(sources(listed), expected);
+        assert_eq!(sources(from_csv(b"source,file_name,instruction\na.png,b.png,x\n,c.png,y\n").unwrap()), expected);
     }
 
     #[test]

@@ -14,13 +14,15 @@ pub mod jpeg;
 mod library;
 pub mod metadata;
 pub mod names;
+mod pairs;
 pub mod picture;
 pub mod tar_members;
 
 pub use buckets::AspectBuckets;
-pub use crop::{Crop, fit};
+pub use crop::Crop;
 pub use emoji::EmojiChoice;
-pub use library::{Fitting, Library};
+pub use library::{Fitted, Fitting, Library};
+pub use pairs::pair_up;
 
 use std::path::{Path, PathBuf};
 
@@ -83,7 +85,21 @@ pub struct Picture {
     pub captions: Vec<String>,
     /// Whether it belongs to those that are kept from training.
     pub held_out: bool,
+    /// The picture that it is an edit of; only [`pair_up`] looks for it.
+    pub original: Option<Box<Picture>>,
+    /// That one's name, where a list says it.
+    named_original: Option<String>,
     place: Place,
+}
+
+impl Picture {
+    /// Where it begins in its archive.
+    fn offset(&self) -> Option<u64> {
+        match self.place {
+            Place::Member(offset) => Some(offset),
+            Place::File(_) | Place::Svg(_) => None,
+        }
+    }
 }
 
 /// Where the bytes of a picture are.
@@ -128,6 +144,9 @@ impl Found {
         let mut hash = Sha256::new();
         for picture in &self.pictures {
             hash.update(format!("{}\0{}\0{}\n", picture.source, picture.name, picture.bytes));
+            if let Some(original) = &picture.original {
+                hash.update(format!("of {}\0{}\n", original.name, original.bytes));
+            }
         }
         hex(&hash.finalize())
     }

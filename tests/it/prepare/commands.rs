@@ -1,6 +1,6 @@
 //! From pictures to a student with the commands, emoji in two styles, and what is refused.
 
-use super::{Desk, SMALL, plain};
+use super::{Desk, plain, run, small};
 use crate::cli::{refuse, succeed};
 
 /// Eight objects in three own styles, as Iconify's packages hold them: discs, squares and rings, coloured alike.
@@ -18,15 +18,6 @@ fn emoji(desk: &Desk) {
         desk.write(&format!("emoji/{style}/icons.json"), set);
         desk.write(&format!("emoji/{style}/metadata.json"), r#"{"categories": {"Warm": ["red-thing", "orange-thing"]}}"#);
     }
-}
-
-fn small(command: &[&str]) -> Vec<String> {
-    let sets = SMALL.iter().flat_map(|set| ["--set", set]);
-    command.iter().copied().chain(sets).map(str::to_owned).collect()
-}
-
-fn run(command: &[&str]) -> String {
-    succeed(&small(command).iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 #[test]
