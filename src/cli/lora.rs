@@ -4,7 +4,7 @@ mod extract;
 mod inspect;
 mod merge;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 
@@ -60,6 +60,31 @@ impl From<Written> for Dtype {
     }
 }
 
+/// Where a network is written.
+#[derive(Debug, Args)]
+struct ToNetwork {
+    /// A file to write (.safetensors), or a folder for this program and for diffusers.
+    #[arg(long, value_name = "PATH")]
+    out: PathBuf,
+    /// Type of the weights that are written.
+    #[arg(long, value_enum, default_value_t)]
+    dtype: Written,
+}
+
+/// Where adapters are written.
+#[derive(Debug, Args)]
+struct ToAdapters {
+    /// A file to write (.safetensors), or a folder.
+    #[arg(long, value_name = "PATH")]
+    out: PathBuf,
+    /// Whose files are written.
+    #[arg(long, value_enum, default_value_t)]
+    layout: Layout,
+    /// Type of the weights that are written.
+    #[arg(long, value_enum, default_value_t)]
+    dtype: Written,
+}
+
 pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
     let config = globals.load(Vec::new())?;
     match &arguments.command {
@@ -76,7 +101,8 @@ fn load(path: &Path) -> Result<Loaded> {
 }
 
 /// Writes a network: to a file of this project where `out` ends in `.safetensors`, else to a folder, with diffusers' transformer.
-fn write(config: &Config, mut loaded: Loaded, out: &Path, dtype: Dtype) -> Result<()> {
+fn write(config: &Config, mut loaded: Loaded, ToNetwork { out, dtype }: &ToNetwork) -> Result<()> {
+    let dtype = (*dtype).into();
     // What is written elsewhere must still find its encoders.
     let origin = super::common::Encoders::new(&config.encoders, loaded.pipeline(), &loaded.name).origin();
     if let Some(origin) = origin {
@@ -97,8 +123,8 @@ fn write(config: &Config, mut loaded: Loaded, out: &Path, dtype: Dtype) -> Resul
 }
 
 /// Writes adapters.
-fn write_lora(lora: &crate::lora::Lora, out: &Path, layout: Layout, dtype: Dtype) -> Result<()> {
-    let file = lora.save(out, layout, dtype)?;
+fn write_lora(lora: &crate::lora::Lora, ToAdapters { out, layout, dtype }: &ToAdapters) -> Result<()> {
+    let file = lora.save(out, *layout, (*dtype).into())?;
     let values = lora.parameters() as f64 / 1e6;
     output::result(&format!("{}: {} adapters, {values:.2} M values", file.display(), lora.adapters.len()));
     Ok(())

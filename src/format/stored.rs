@@ -98,7 +98,7 @@ impl StoredTensors {
         self.places.iter().map(|(name, place)| (name.clone(), place.view())).collect()
     }
 
-    /// Fails unless these are the tensors of `model`, all of them and no others; the message begins with nothing.
+    /// Fails unless these are the tensors of `model`, all of them and no others; the message names no file.
     pub(crate) fn check(&self, model: &ModelConfig) -> Result<(), String> {
         let wrong = differences(&parameter_shapes(model), &self.shapes());
         if wrong.is_empty() { Ok(()) } else { Err(wrong) }

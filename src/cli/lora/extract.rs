@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use clap::Args;
 use rayon::prelude::*;
 
-use super::Written;
+use super::ToAdapters;
 use crate::cli::common::{Outcome, Progress, interrupt, lora, output};
-use crate::lora::{Extracted, Layout, Lora, Share, difference, select};
+use crate::lora::{Extracted, Lora, Share, difference, select};
 use crate::model::mmdit::POS_EMBED;
 use crate::{Error, Result};
 
@@ -29,15 +29,8 @@ pub struct Extract {
     /// Which matrices: attention, attention2, mlp, adaln, embedders, all, or ends of diffusers' module names.
     #[arg(long, value_name = "NAME,NAME,...", value_delimiter = ',', default_value = "all")]
     targets: Vec<String>,
-    /// A file to write (.safetensors), or a folder.
-    #[arg(long, value_name = "PATH")]
-    out: PathBuf,
-    /// Whose files are written.
-    #[arg(long, value_enum, default_value_t)]
-    layout: Layout,
-    /// Type of the weights that are written.
-    #[arg(long, value_enum, default_value_t)]
-    dtype: Written,
+    #[command(flatten)]
+    to: ToAdapters,
 }
 
 /// Rewrite adapters as diffusers or PEFT have them.
@@ -52,20 +45,13 @@ pub struct Convert {
     /// The network that they are for.
     #[arg(long, value_name = "PATH", default_value = "builtin")]
     network: PathBuf,
-    /// A file to write (.safetensors), or a folder.
-    #[arg(long, value_name = "PATH")]
-    out: PathBuf,
-    /// Whose files are written.
-    #[arg(long, value_enum, default_value_t)]
-    layout: Layout,
-    /// Type of the weights that are written.
-    #[arg(long, value_enum, default_value_t)]
-    dtype: Written,
+    #[command(flatten)]
+    to: ToAdapters,
 }
 
 pub fn convert(arguments: &Convert) -> Outcome {
     let lora = lora::read(&super::load(&arguments.network)?, &arguments.lora)?;
-    Ok(super::write_lora(&lora, &arguments.out, arguments.layout, arguments.dtype.into())?)
+    Ok(super::write_lora(&lora, &arguments.to)?)
 }
 
 pub fn extract(arguments: &Extract) -> Outcome {
@@ -108,5 +94,5 @@ pub fn extract(arguments: &Extract) -> Outcome {
     ));
     let notes = BTreeMap::from([("made_by".to_owned(), format!("ladd-fast {} lora extract", env!("CARGO_PKG_VERSION")))]);
     let lora = Lora { adapters, role: Some(to.pipeline().role), notes };
-    Ok(super::write_lora(&lora, &arguments.out, arguments.layout, arguments.dtype.into())?)
+    Ok(super::write_lora(&lora, &arguments.to)?)
 }

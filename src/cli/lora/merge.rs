@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::Written;
+use super::ToNetwork;
 use crate::cli::common::{Outcome, lora, output};
 use crate::config::Config;
 use crate::format::Role;
@@ -25,12 +25,8 @@ pub struct Merge {
     /// How strongly; given once, or once for each LORA.
     #[arg(long, value_name = "X", default_value = "1", allow_negative_numbers = true)]
     scale: Vec<f32>,
-    /// A file to write (.safetensors), or a folder for this program and for diffusers.
-    #[arg(long, value_name = "PATH")]
-    out: PathBuf,
-    /// Type of the weights that are written.
-    #[arg(long, value_enum, default_value_t)]
-    dtype: Written,
+    #[command(flatten)]
+    to: ToNetwork,
 }
 
 /// Take adapters away from a network that they were merged into.
@@ -50,15 +46,11 @@ pub struct Unmerge {
     /// The scale with which they were merged; given once, or once for each LORA.
     #[arg(long, value_name = "X", default_value = "1", allow_negative_numbers = true)]
     scale: Vec<f32>,
-    /// A file to write (.safetensors), or a folder for this program and for diffusers.
-    #[arg(long, value_name = "PATH")]
-    out: PathBuf,
     /// The network before the adapters were merged, to compare with.
     #[arg(long, value_name = "NETWORK")]
     against: Option<PathBuf>,
-    /// Type of the weights that are written.
-    #[arg(long, value_enum, default_value_t)]
-    dtype: Written,
+    #[command(flatten)]
+    to: ToNetwork,
 }
 
 pub fn merge(config: &Config, arguments: &Merge) -> Outcome {
@@ -66,7 +58,7 @@ pub fn merge(config: &Config, arguments: &Merge) -> Outcome {
     for (path, strength) in lora::strengths(&arguments.loras, &arguments.scale, "--scale")? {
         lora::add(&mut loaded, path, strength)?;
     }
-    Ok(super::write(config, loaded, &arguments.out, arguments.dtype.into())?)
+    Ok(super::write(config, loaded, &arguments.to)?)
 }
 
 pub fn unmerge(config: &Config, arguments: &Unmerge) -> Outcome {
@@ -95,7 +87,7 @@ pub fn unmerge(config: &Config, arguments: &Unmerge) -> Outcome {
         let original = super::load(against)?;
         output::result(&described("it is off the original", distance(&original.tensors.load()?, &loaded.tensors.load()?)?));
     }
-    Ok(super::write(config, loaded, &arguments.out, arguments.dtype.into())?)
+    Ok(super::write(config, loaded, &arguments.to)?)
 }
 
 fn described(what: &str, distance: Distance) -> String {
