@@ -89,7 +89,7 @@ mod nvcc {
 
     /// `NVCC`, `CUDA_HOME`, `CUDA_PATH`, the search path, this project's own wheels, the usual folder: the first there is.
     fn find() -> Option<PathBuf> {
-        for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH"] {
+        for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH", "LADD_FAST_KERNELS"] {
             println!("cargo::rerun-if-env-changed={name}");
         }
         if let Some(nvcc) = env::var_os("NVCC").map(PathBuf::from) {
@@ -166,25 +166,31 @@ mod nvcc {
     }
 
     /// Compiles one file unless what was compiled before is still right. Returns ptxas' report.
+    ///
+    /// Cargo builds in a folder of its own for every profile and set of features: `LADD_FAST_KERNELS` names one that they share.
     fn compile(nvcc: &Path, file: &Path, headers: &str, out: &Path) -> Result<String, String> {
         let source = fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
         let mut hasher = DefaultHasher::new();
         (nvcc, FLAGS, &source, headers).hash(&mut hasher);
-        let hash = hasher.finish().to_string();
-        let [fatbin, log, stamp] = ["fatbin", "ptxas", "hash"].map(|ending| out.join(format!("{}.{ending}", stem(file))));
-        if fatbin.is_file() && fs::read_to_string(&stamp).is_ok_and(|kept| kept == hash) {
-            return fs::read_to_string(&log).map_err(|e| format!("{}: {e}", log.display()));
+        let name = format!("{}-{:016x}", stem(file), hasher.finish());
+        let kept = env::var_os("LADD_FAST_KERNELS").map_or_else(|| out.to_owned(), PathBuf::from);
+        fs::create_dir_all(&kept).map_err(|e| format!("{}: {e}", kept.display()))?;
+        let [fatbin, log] = ["fatbin", "ptxas"].map(|ending| kept.join(format!("{name}.{ending}")));
+        if !log.is_file() {
+            // Under their own names only when they are whole, the report last: another build may look for them.
+            let made = kept.join(format!("{name}.{}", std::process::id()));
+            let output = Command::new(nvcc).args(FLAGS).arg("-o").arg(&made).arg(file).output();
+            let output = output.map_err(|e| format!("{} does not start: {e}", nvcc.display()))?;
+            let report = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            if !output.status.success() {
+                return Err(format!("nvcc does not compile {}:\n{report}", file.display()));
+            }
+            let place = || fs::rename(&made, &fatbin).and_then(|()| fs::write(&made, report)).and_then(|()| fs::rename(&made, &log));
+            place().map_err(|e| format!("{}: {e}", kept.display()))?;
         }
-        let output = Command::new(nvcc).args(FLAGS).arg("-o").arg(&fatbin).arg(file).output();
-        let output = output.map_err(|e| format!("{} does not start: {e}", nvcc.display()))?;
-        let report = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        if !output.status.success() {
-            return Err(format!("nvcc does not compile {}:\n{report}", file.display()));
-        }
-        let write = |path: &Path, text: &str| fs::write(path, text).map_err(|e| format!("{}: {e}", path.display()));
-        write(&log, &report)?;
-        write(&stamp, &hash)?;
-        Ok(report)
+        let failed = |e: std::io::Error| format!("{}: {e}", fatbin.display());
+        fs::copy(&fatbin, out.join(format!("{}.fatbin", stem(file)))).map_err(failed)?;
+        fs::read_to_string(&log).map_err(failed)
     }
 
     /// What ptxas says about one kernel on one architecture.

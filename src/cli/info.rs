@@ -151,7 +151,7 @@ fn latents(path: &Path, verify: bool) -> Result<Vec<String>> {
             "complete",
             format!("{count} of {} in {} shards, {:.1} MB{verified}", settings.total, manifest.shards.len(), bytes as f64 / 1e6),
         ),
-        entry("shapes", shapes.join(", ")),
+        entry("shapes", shapes.join(", ") + if settings.pairs() { "; each an edit and its source" } else { "" }),
         entry("seed", settings.seed),
         entry("prompts", format!("{}, such as {:?}", settings.prompts.len(), settings.prompts.first().map_or("", String::as_str))),
     ];
@@ -169,9 +169,8 @@ fn origin(origin: &Origin) -> Vec<String> {
         Origin::Synthesized(Synthesis { teacher, guidance, sampler, sampler_steps }) => {
             vec![entry("sampler", format!("{sampler}, {sampler_steps} steps, guidance {guidance}")), entry("teacher", teacher)]
         }
-        Origin::Prepared(Preparation { area, multiple, max_ratio, crop, pairs, .. }) => {
-            let pairs = if *pairs { ", each with its source" } else { "" };
-            let sizes = format!("up to {area} pixels, sides multiples of {multiple}, ratio up to {max_ratio}, crop {crop}{pairs}");
+        Origin::Prepared(Preparation { area, multiple, max_ratio, crop, .. }) => {
+            let sizes = format!("up to {area} pixels, sides multiples of {multiple}, ratio up to {max_ratio}, crop {crop}");
             vec![entry("pictures", sizes)]
         }
     }

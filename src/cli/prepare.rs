@@ -16,6 +16,7 @@ use super::common::{Encoders, Globals, Outcome, Stop, flag, interrupt, number, o
 use crate::config::{Config, PrepareConfig};
 use crate::data::prepare::{EmojiChoice, Found, Picture, Skipped, Source, captions, find, held_out, names, pair_up};
 use crate::data::unique_prompts;
+use crate::edit::Task;
 use crate::format::write_atomically;
 use crate::report::{ContactRow, ContactSheet, draw_contact_sheet, save_png};
 use crate::{Error, Result};
@@ -143,7 +144,10 @@ fn prepare(config: &Config, arguments: &Arguments) -> Outcome {
         return Err(Error::Usage(format!("none of {count} pictures can be used; the first, {name}, {reason}")).into());
     }
     let (held, trained): (Vec<_>, Vec<_>) = pictures.into_iter().partition(|(_, picture)| picture.held_out);
-    let target = network::target(config, arguments.teacher.as_deref(), &sources, &trained)?;
+    let mut target = network::target(config, arguments.teacher.as_deref(), &sources, &trained)?;
+    // What samples are is told by the network that they suit: one that edits is trained on pairs.
+    let model = &mut target.pipeline.model;
+    model.conditioning_channels = if config.prepare.pairs { Task::Edit.conditioning_channels(model.in_channels) } else { 0 };
     let encoders = Encoders::new(&config.encoders, &target.pipeline, arguments.teacher.as_deref().unwrap_or_default());
     let preparation = target.preparation(&config.prepare, found.fingerprint(), encoders.autoencoder_fingerprint()?);
     let set = |pictures, folder| Set {

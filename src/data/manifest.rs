@@ -87,9 +87,6 @@ pub struct Preparation {
     pub crop: String,
     /// What is behind transparent pixels, `#rrggbb`.
     pub background: String,
-    /// Whether a sample is an edit before its source, `[2 C, H, W]`.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub pairs: bool,
 }
 
 /// The settings as `manifest.json` holds them: a synthesis has its keys at the top level, as before there were others.
@@ -181,8 +178,12 @@ impl DatasetSettings {
 
     /// Channels of a sample: those of a latent, and for editing of its source behind it.
     pub fn channels(&self) -> usize {
-        let model = &self.pipeline.model;
-        if Task::of(model) == Task::Edit { 2 * model.in_channels } else { model.in_channels }
+        if self.pairs() { 2 * self.pipeline.model.in_channels } else { self.pipeline.model.in_channels }
+    }
+
+    /// Whether a sample is an edit before its source: so it is where the network that it suits edits.
+    pub fn pairs(&self) -> bool {
+        Task::of(&self.pipeline.model) == Task::Edit
     }
 
     /// The settings in which two data sets differ, in words; empty if they would hold the same latents.
@@ -476,7 +477,6 @@ mod tests {
             min_side: 16,
             crop: "subject".into(),
             background: "#ffffff".into(),
-            pairs: false,
         };
         let prepared = DatasetSettings { origin: Origin::Prepared(preparation.clone()), ..settings(8, Dtype::F16) };
         let json = serde_json::to_string(&prepared).unwrap();

@@ -19,7 +19,7 @@ struct Measure {
     about: &'static str,
 }
 
-const EDIT: [Measure; 3] = [
+const EDIT: [Measure; 4] = [
     Measure {
         name: "agrees",
         column: "agrees",
@@ -31,6 +31,12 @@ const EDIT: [Measure; 3] = [
         column: "overlap",
         decimals: 2,
         about: "overlap: area that the silhouettes of result and source share over the area of either, for the same instructions.",
+    },
+    Measure {
+        name: "fd",
+        column: "FD",
+        decimals: 2,
+        about: "FD: Fréchet distance of the results for the same instructions to the test set, in the features of the demo's classifier; it compares only within this table.",
     },
     Measure {
         name: "psnr",
@@ -86,7 +92,7 @@ pub struct TaskResults {
     pub threads: usize,
     /// Wall-clock seconds of each part of the run.
     pub seconds: BTreeMap<String, f64>,
-    /// Every measurement. Of editing: `agrees`, `overlap`, `psnr`; of inpainting: `kept`, `filled`, `fd`, `agrees`.
+    /// Every measurement. Of editing: `agrees`, `overlap`, `fd`, `psnr`; of inpainting: `kept`, `filled`, `fd`, `agrees`.
     pub measured: Vec<TaskRecord>,
 }
 

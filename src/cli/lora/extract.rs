@@ -30,7 +30,7 @@ pub struct Extract {
     #[arg(long, value_name = "NAME,NAME,...", value_delimiter = ',', default_value = "all")]
     targets: Vec<String>,
     #[command(flatten)]
-    to: ToAdapters,
+    target: ToAdapters,
 }
 
 /// Rewrite adapters as diffusers or PEFT have them.
@@ -46,12 +46,12 @@ pub struct Convert {
     #[arg(long, value_name = "PATH", default_value = "builtin")]
     network: PathBuf,
     #[command(flatten)]
-    to: ToAdapters,
+    target: ToAdapters,
 }
 
 pub fn convert(arguments: &Convert) -> Outcome {
     let lora = lora::read(&super::load(&arguments.network)?, &arguments.lora)?;
-    Ok(super::write_lora(&lora, &arguments.to)?)
+    Ok(super::write_lora(&lora, &arguments.target)?)
 }
 
 pub fn extract(arguments: &Extract) -> Outcome {
@@ -94,5 +94,5 @@ pub fn extract(arguments: &Extract) -> Outcome {
     ));
     let notes = BTreeMap::from([("made_by".to_owned(), format!("ladd-fast {} lora extract", env!("CARGO_PKG_VERSION")))]);
     let lora = Lora { adapters, role: Some(to.pipeline().role), notes };
-    Ok(super::write_lora(&lora, &arguments.to)?)
+    Ok(super::write_lora(&lora, &arguments.target)?)
 }

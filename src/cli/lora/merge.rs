@@ -26,7 +26,7 @@ pub struct Merge {
     #[arg(long, value_name = "X", default_value = "1", allow_negative_numbers = true)]
     scale: Vec<f32>,
     #[command(flatten)]
-    to: ToNetwork,
+    target: ToNetwork,
 }
 
 /// Take adapters away from a network that they were merged into.
@@ -50,7 +50,7 @@ pub struct Unmerge {
     #[arg(long, value_name = "NETWORK")]
     against: Option<PathBuf>,
     #[command(flatten)]
-    to: ToNetwork,
+    target: ToNetwork,
 }
 
 pub fn merge(config: &Config, arguments: &Merge) -> Outcome {
@@ -58,7 +58,7 @@ pub fn merge(config: &Config, arguments: &Merge) -> Outcome {
     for (path, strength) in lora::strengths(&arguments.loras, &arguments.scale, "--scale")? {
         lora::add(&mut loaded, path, strength)?;
     }
-    Ok(super::write(config, loaded, &arguments.to)?)
+    Ok(super::write(config, loaded, &arguments.target)?)
 }
 
 pub fn unmerge(config: &Config, arguments: &Unmerge) -> Outcome {
@@ -87,7 +87,7 @@ pub fn unmerge(config: &Config, arguments: &Unmerge) -> Outcome {
         let original = super::load(against)?;
         output::result(&described("it is off the original", distance(&original.tensors.load()?, &loaded.tensors.load()?)?));
     }
-    Ok(super::write(config, loaded, &arguments.to)?)
+    Ok(super::write(config, loaded, &arguments.target)?)
 }
 
 fn described(what: &str, distance: Distance) -> String {

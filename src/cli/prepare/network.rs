@@ -132,7 +132,6 @@ impl Target {
             min_side: self.fitting.min_side as usize,
             crop: config.crop.clone(),
             background: config.background.clone(),
-            pairs: config.pairs,
         }
     }
 }

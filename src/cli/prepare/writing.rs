@@ -131,7 +131,8 @@ impl Set<'_> {
         }
         let manifest = writer.finish_without(written.skipped.len())?;
         for shard in manifest.shards {
-            let [_, height, width] = self.encoders.image_shape(shard.shape)?;
+            let [_, rows, columns] = shard.shape;
+            let [_, height, width] = self.encoders.image_shape([self.encoders.pipeline.codec.latent_channels(), rows, columns])?;
             written.buckets.entry((width as u32, height as u32)).or_default().count += shard.count;
         }
         Ok(())

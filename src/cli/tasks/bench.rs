@@ -259,19 +259,26 @@ impl TaskBench {
     fn edit_numbers(&self, pixels: &[f32]) -> Result<Vec<(&'static str, f64)>> {
         let clamped: Vec<f32> = pixels.iter().map(|pixel| pixel.clamp(-1.0, 1.0)).collect();
         let seen: Vec<usize> = self.evaluator.classifier().classify(&clamped)?.classes().collect();
-        let (mut classes, mut agrees, mut overlaps, mut exact) = (0_usize, 0_usize, 0.0, Psnr::default());
+        let (mut agrees, mut overlaps, mut exact) = (0_usize, 0.0, Psnr::default());
+        // Those that were to become another class.
+        let (mut changed, mut classes) = (Vec::new(), Vec::new());
         for ((item, pixels), seen) in self.measured.iter().zip(clamped.chunks_exact(SIZE)).zip(seen) {
             let (instruction, source) = (&INSTRUCTIONS[item.prompt], self.source(item));
             if let Change::Class(class) = instruction.change {
-                classes += 1;
+                changed.extend_from_slice(pixels);
+                classes.push(class);
                 agrees += usize::from(seen == class);
                 overlaps += overlap(pixels, &source);
             } else if let Some(answer) = instruction.exact(&source) {
                 exact.add(pixels.iter().zip(&answer));
             }
         }
-        let share = |sum: f64| sum / classes.max(1) as f64;
-        Ok(vec![("agrees", share(agrees as f64)), ("overlap", share(overlaps)), ("psnr", exact.decibels())])
+        let share = |sum: f64| sum / classes.len().max(1) as f64;
+        let mut numbers = vec![("agrees", share(agrees as f64)), ("overlap", share(overlaps)), ("psnr", exact.decibels())];
+        if classes.len() > 1 {
+            numbers.push(("fd", self.evaluator.measure(&changed, &classes)?.fd));
+        }
+        Ok(numbers)
     }
 
     fn inpaint_numbers(&self, pixels: &[f32]) -> Result<Vec<(&'static str, f64)>> {

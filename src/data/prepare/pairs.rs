@@ -2,6 +2,7 @@
 //! the picture's name with `.source` before the ending: `a.source.jpg` beside `a.jpg`, in folders and in archives.
 
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 
 use super::{Found, Picture, Source, names};
 
@@ -30,7 +31,7 @@ pub fn pair_up(found: &mut Found, sources: &[Source]) {
             (None, None) if marked(&picture.name).is_some() => "is the source of a picture that is not there",
             (None, None) => "has no source: it is looked for as NAME.source.jpg, or as `source` in the list of captions",
         };
-        let place = sources.get(picture.source).map(Source::path).unwrap_or_default();
+        let place = sources.get(picture.source).map_or(Path::new(""), Source::path);
         found.skip(place, &picture.name, reason);
     }
 }

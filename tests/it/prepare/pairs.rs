@@ -44,7 +44,7 @@ fn pairs_are_found_by_their_names_in_folders_and_archives() {
         assert_eq!(std::fs::read_to_string(desk.path("out/captions.txt")).unwrap(), "make it red\nmake it blue\n");
         let skipped = desk.skipped();
         assert!(skipped.len() == 1 && skipped[0].0 == "c.png" && skipped[0].1.starts_with("has no source"), "{skipped:?}");
-        assert!(succeed(&["info", &desk.name("out")]).contains("each with its source"));
+        assert!(succeed(&["info", &desk.name("out")]).contains("each an edit and its source"));
     }
 }
 
