@@ -19,6 +19,7 @@ fn tiny() -> ModelConfig {
         pos_embed_max: 12,
         qk_norm: true,
         dual_attention_blocks: 1,
+        conditioning_channels: 0,
     }
 }
 

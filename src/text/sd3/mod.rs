@@ -6,6 +6,7 @@
 
 mod cache;
 mod clip;
+mod guard;
 mod sources;
 mod t5;
 mod tokenizer;

@@ -10,8 +10,9 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::processors::roberta::RobertaProcessing;
-use tokenizers::{AddedToken, PaddingParams, PaddingStrategy, SplitDelimiterBehavior, Tokenizer, TruncationParams};
+use tokenizers::{AddedToken, Encoding, PaddingParams, PaddingStrategy, SplitDelimiterBehavior, Tokenizer, TruncationParams};
 
+use super::guard::guarded;
 use crate::format::parts::read_json;
 use crate::{Error, Result};
 
@@ -63,9 +64,10 @@ impl PromptTokenizer {
         let file = folder.join(FILE);
         let bad = |path: PathBuf| move |error: tokenizers::Error| Error::file(&path, format!("is no tokenizer that can be read: {error}"));
         let mut whole = if file.is_file() {
-            Tokenizer::from_file(&file).map_err(bad(file))?
+            guarded(|| Tokenizer::from_file(&file)).unwrap_or_else(|cause| Err(cause.into())).map_err(bad(file))?
         } else if folder.join("vocab.json").is_file() {
-            from_lists(folder, &padding_token(folder)?).map_err(bad(folder.join("vocab.json")))?
+            let pad = padding_token(folder)?;
+            guarded(|| from_lists(folder, &pad)).unwrap_or_else(|cause| Err(cause.into())).map_err(bad(folder.join("vocab.json")))?
         } else if folder.join("spiece.model").is_file() {
             return Err(Error::file(
                 folder,
@@ -93,10 +95,7 @@ impl PromptTokenizer {
     /// # Errors
     /// When a prompt cannot be encoded.
     pub fn encode<S: AsRef<str>>(&self, prompts: &[S]) -> Result<Vec<Vec<u32>>> {
-        let ids = |prompt: &S| {
-            Ok(self.padded.encode(prompt.as_ref(), true).map_err(|error| unencodable(prompt.as_ref(), &error))?.get_ids().to_vec())
-        };
-        prompts.iter().map(ids).collect()
+        prompts.iter().map(|prompt| Ok(encoded(&self.padded, prompt.as_ref())?.get_ids().to_vec())).collect()
     }
 
     /// Whether a prompt has more tokens than fit.
@@ -104,12 +103,13 @@ impl PromptTokenizer {
     /// # Errors
     /// When it cannot be encoded.
     pub fn cuts(&self, prompt: &str) -> Result<bool> {
-        Ok(self.whole.encode(prompt, true).map_err(|error| unencodable(prompt, &error))?.len() > self.length)
+        Ok(encoded(&self.whole, prompt)?.len() > self.length)
     }
 }
 
-fn unencodable(prompt: &str, error: &tokenizers::Error) -> Error {
-    Error::Usage(format!("the prompt {prompt:?} cannot be cut into tokens: {error}"))
+fn encoded(tokenizer: &Tokenizer, prompt: &str) -> Result<Encoding> {
+    let outcome = guarded(|| tokenizer.encode(prompt, true)).unwrap_or_else(|cause| Err(cause.into()));
+    outcome.map_err(|error| Error::Usage(format!("the prompt {prompt:?} cannot be cut into tokens: {error}")))
 }
 
 /// The token that fills up short prompts, from whichever file names it.

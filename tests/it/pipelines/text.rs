@@ -102,6 +102,15 @@ fn what_is_missing_or_damaged_is_named() {
     std::fs::remove_file(scratch.path().join("tokenizer_2/merges.txt")).unwrap();
     assert!(error(sources).contains("vocab.json: is no tokenizer that can be read"), "merges");
 
+    // Found by fuzzing: on both the crate `tokenizers` panics.
+    let start = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "pre_tokenizer": null, "#;
+    for damage in [r#""decoder": {3}"#, r#""normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}"#] {
+        let sources = copy(&all).unwrap();
+        std::fs::write(scratch.path().join("tokenizer_3/tokenizer.json"), format!("{start}{damage}")).unwrap();
+        let text = error(sources);
+        assert!(text.contains("tokenizer.json: is no tokenizer that can be read") && !text.contains('\n'), "{text}");
+    }
+
     let sources = copy(&all).unwrap();
     std::fs::remove_file(scratch.path().join("tokenizer_3/tokenizer.json")).unwrap();
     std::fs::write(scratch.path().join("tokenizer_3/spiece.model"), b"x").unwrap();
