@@ -72,6 +72,10 @@ const MEANINGS: &[(&str, &str)] = &[
         "prepare.hold_out",
         "Share of the pictures, chosen by a hash of their names, that goes to `held-out/` instead, to measure generalisation.",
     ),
+    (
+        "prepare.pairs",
+        "Whether every picture is an edit of another one, its source, for `--task edit`: `NAME.source.jpg`, or `source` in the list of captions.",
+    ),
     ("prepare.shard_size", "Latents per shard file; an interrupted preparation continues after the last whole shard of each bucket."),
     ("prepare.emoji_styles", "Styles of emoji, by the names of their folders. Empty: all there are."),
     ("prepare.emoji_categories", "Categories of emoji, such as `Food & Drink`. Empty: all."),

@@ -6,11 +6,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use image::RgbImage;
 use resvg::tiny_skia::{Color, Pixmap, Transform};
+use resvg::usvg::roxmltree::Document;
 use resvg::usvg::{ImageHrefResolver, Options, Tree};
 use serde::Deserialize;
 
 /// Side that an icon has where nothing says otherwise.
 const USUAL_SIDE: f64 = 16.0;
+/// Largest number that a drawing may contain.
+const LARGEST: f64 = 1e6;
+/// Attributes that hold no sizes, but may hold digits.
+const WITHOUT_SIZES: [&str; 11] =
+    ["class", "clip-path", "fill", "filter", "flood-color", "href", "id", "mask", "stop-color", "stroke", "style"];
 
 /// A set of icons in one style.
 #[derive(Clone, Debug, Deserialize)]
@@ -85,7 +91,9 @@ pub fn categories(bytes: &[u8]) -> Result<BTreeMap<String, BTreeSet<String>>, St
 pub fn render(svg: &str, side: u32, background: [u8; 3]) -> Result<RgbImage, String> {
     let nothing = ImageHrefResolver { resolve_data: Box::new(|_, _, _| None), resolve_string: Box::new(|_, _| None) };
     let options = Options { image_href_resolver: nothing, ..Options::default() };
-    let tree = Tree::from_str(svg, &options).map_err(|error| format!("is no SVG picture ({error})"))?;
+    let document = Document::parse(svg).map_err(|error| format!("is no SVG picture ({error})"))?;
+    measurable(&document)?;
+    let tree = Tree::from_xmltree(&document, &options).map_err(|error| format!("is no SVG picture ({error})"))?;
     let mut pixmap = Pixmap::new(side, side).ok_or_else(|| format!("cannot be drawn with {side}x{side} pixels"))?;
     let [r, g, b] = background;
     pixmap.fill(Color::from_rgba8(r, g, b, 255));
@@ -96,6 +104,39 @@ pub fn render(svg: &str, side: u32, background: [u8; 3]) -> Result<RgbImage, Str
     resvg::render(&tree, place, &mut pixmap.as_mut());
     let pixels = pixmap.data().chunks_exact(4).flat_map(|pixel| pixel[..3].to_vec()).collect();
     RgbImage::from_raw(side, side, pixels).ok_or_else(|| "cannot be drawn".to_owned())
+}
+
+/// Refuses shapes so large that drawing their curves takes memory without bound: numbers in attributes that measure.
+fn measurable(document: &Document<'_>) -> Result<(), String> {
+    let attributes = document.descendants().flat_map(|node| node.attributes());
+    for attribute in attributes.filter(|attribute| !WITHOUT_SIZES.contains(&attribute.name())) {
+        if let Some(number) = numbers(attribute.value()).find(|number| number.abs() > LARGEST) {
+            return Err(format!("has {number:e} in the attribute `{}`, too large to be drawn", attribute.name()));
+        }
+    }
+    Ok(())
+}
+
+/// The numbers in a text, whatever stands between them: `.5.5-3e2` holds three.
+fn numbers(text: &str) -> impl Iterator<Item = f64> {
+    let bytes = text.as_bytes();
+    let is = |at: usize, any: &[u8]| bytes.get(at).is_some_and(|byte| any.contains(byte));
+    let digits = move |from: usize| from + bytes[from..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        while at < bytes.len() {
+            let start = at;
+            let whole = digits(start + usize::from(is(start, b"+-")));
+            let mantissa = if is(whole, b".") { digits(whole + 1) } else { whole };
+            let exponent = mantissa + 1 + usize::from(is(mantissa + 1, b"+-"));
+            let scaled = is(mantissa, b"eE") && bytes.get(exponent).is_some_and(u8::is_ascii_digit);
+            at = if scaled { digits(exponent) } else { mantissa }.max(start + 1);
+            if let Some(number) = text.get(start..at).and_then(|part| part.parse().ok()) {
+                return Some(number);
+            }
+        }
+        None
+    })
 }
 
 #[cfg(test)]
@@ -124,6 +165,21 @@ mod tests {
         assert!(categories(b"{\"categories\": 3}").is_err());
         assert!(categories(b"{}").unwrap().is_empty());
         assert!(render("<svg", 8, [0; 3]).unwrap_err().contains("no SVG"));
+        // Found by fuzzing: an arc of this radius is cut into pieces until memory ends.
+        let giant =
+            format!("<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 8 8'><path d='M0 6a9 {} 0 1 0 2 10z'/></svg>", "8".repeat(90));
+        assert!(render(&giant, 8, [0; 3]).unwrap_err().contains("8.888888888888889e89 in the attribute `d`"));
+        assert!(render(&giant.replace(&"8".repeat(90), "1e90"), 8, [0; 3]).is_err());
+        assert!(render(&giant.replace(&"8".repeat(90), "1e-9"), 8, [0; 3]).is_ok());
+    }
+
+    #[test]
+    fn numbers_are_found_wherever_they_stand() {
+        let found = |text: &str| numbers(text).collect::<Vec<_>>();
+        assert_eq!(found("M08 6a9,-12.5-3e2z"), [8.0, 6.0, 9.0, -12.5, -300.0]);
+        assert_eq!(found("scale(1e-5 +2E+3)"), [1e-5, 2000.0]);
+        assert_eq!(found(".5.5e9.1 5e ü7"), [0.5, 0.5e9, 0.1, 5.0, 7.0]);
+        assert!(found("e - . none").is_empty());
         let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/demo/comparison.png");
         let outside =
             format!("<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 8 8'><image href='{manifest}' width='8' height='8'/></svg>");
