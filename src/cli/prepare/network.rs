@@ -95,13 +95,8 @@ fn fit(
     let mut library = Library::new(sources);
     let mut blocks = Vec::new(); // [n, C, block, block]
     for chunk in chosen.chunks(CHUNK) {
-        for image in library
-            .pictures(chunk, &target.fitting)
-            .into_iter()
-            .flatten()
-            .flat_map(|fitted| [Some(fitted.image), fitted.original])
-            .flatten()
-        {
+        let fitted = library.pictures(chunk, &target.fitting).into_iter().flatten();
+        for image in fitted.flat_map(|fitted| [Some(fitted.image), fitted.original]).flatten() {
             cut(&pixels(&image, channels), [channels, image.height() as usize, image.width() as usize], block, &mut blocks);
         }
     }

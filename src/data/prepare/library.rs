@@ -12,6 +12,8 @@ use super::{AspectBuckets, Picture, Place, Source, iconify, picture};
 
 /// Largest file of a picture.
 const MOST_BYTES: u64 = 1 << 29;
+/// How far the shapes of an edit and its source may differ, as a share of their ratio.
+const ALIKE: f64 = 0.01;
 
 /// How pictures are brought to their size.
 #[derive(Clone, Debug)]
@@ -95,9 +97,6 @@ impl<'a> Library<'a> {
         bytes
     }
 }
-
-/// How far the shapes of an edit and its source may differ, as a share of their ratio.
-const ALIKE: f64 = 0.01;
 
 fn fitted(
     picture: &Picture,

@@ -102,7 +102,7 @@ fn what_is_missing_or_damaged_is_named() {
     std::fs::remove_file(scratch.path().join("tokenizer_2/merges.txt")).unwrap();
     assert!(error(sources).contains("vocab.json: is no tokenizer that can be read"), "merges");
 
-    // Found by fuzzing: on both the crate `tokenizers` panics.
+    // On both the crate `tokenizers` panics; the first was found by fuzzing.
     let start = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "pre_tokenizer": null, "#;
     for damage in [r#""decoder": {3}"#, r#""normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}"#] {
         let sources = copy(&all).unwrap();
