@@ -24,7 +24,7 @@ use crate::{Error, Result};
 #[command(after_help = "\
 Examples:
   ladd-fast edit pullover.png --prompt \"make a coat\" --network runs/NAME
-  ladd-fast edit boot.png --prompt \"mirror it\" --network runs/NAME --steps 1 --out mirrored.png
+  ladd-fast edit boot.png --prompt \"make a sneaker\" --network runs/NAME --steps 1 --out sneaker.png
   ladd-fast edit boot.png --prompt \"invert it\" --network runs/NAME/teacher-run --steps 50 --guidance 3 --image-guidance 1.5")]
 pub struct Arguments {
     /// The picture: PNG or JPEG.
