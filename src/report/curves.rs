@@ -454,8 +454,8 @@ impl Axis {
             let whole = (mantissa - mantissa.round()).abs() < 1e-6; // 0.2, but 0.15
             digits(value) + usize::from(!whole && value < 10.0)
         } else {
-            let spacing = self.ticks.windows(2).map(|w| w[1] - w[0]).fold(f64::INFINITY, f64::min);
-            digits(if spacing.is_finite() { spacing } else { value.abs().max(1.0) })
+            let whole = |scaled: f64| (scaled - scaled.round()).abs() < 1e-6;
+            (0..8).find(|decimals| self.ticks.iter().all(|tick| whole(tick * 10f64.powi(*decimals)))).unwrap_or(8) as usize
         };
         if value.abs() >= 1e5 || (self.log && value < 1e-4) { format!("{value:.0e}") } else { format!("{value:.decimals$}") }
     }
@@ -550,6 +550,8 @@ mod tests {
         assert_eq!(axis.label(axis.ticks[1]), "0.005");
         let axis = Axis::new(0.1, 20.0, true, 0.0, 4);
         assert_eq!([0.15, 0.2, 1.5, 2.0, 15.0, 20.0].map(|v| axis.label(v)), ["0.15", "0.2", "1.5", "2", "15", "20"]);
+        let axis = Axis { ticks: vec![0.25, 0.5, 1.0, 2.0], ..Axis::new(0.25, 2.0, false, 0.0, 4) };
+        assert_eq!([0.25, 2.0].map(|v| axis.label(v)), ["0.25", "2.00"]);
     }
 
     #[test]
