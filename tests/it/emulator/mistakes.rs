@@ -3,7 +3,7 @@
 use ladd_fast::device::cuda::driver::{Driver, Element, Epilogue, Gemm, Operand, TensorSpec};
 use ladd_fast::device::cuda::emulated::Schedule;
 
-use super::{Rig, bytes, grid, small};
+use super::{Rig, bytes, grid, small, with_variable};
 
 const LATE: Schedule = Schedule::ALL[1];
 
@@ -84,12 +84,7 @@ fn threads_that_do_not_meet() {
 /// In a process of its own, whose budget is short.
 #[test]
 fn loops_that_do_not_end() {
-    if std::env::var_os("LADD_EMULATOR_SECONDS").is_none() {
-        let status = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["emulator::mistakes::loops_that_do_not_end", "--exact"])
-            .env("LADD_EMULATOR_SECONDS", "0.2")
-            .status();
-        assert!(status.unwrap().success());
+    if !with_variable("emulator::mistakes::loops_that_do_not_end", "LADD_EMULATOR_SECONDS", "0.2") {
         return;
     }
     let rig = Rig::new(Schedule::default());

@@ -4,7 +4,7 @@ use half::bf16;
 use ladd_fast::device::cuda::driver::{Driver, Element, TensorMap, TensorSpec};
 use ladd_fast::device::cuda::emulated::Schedule;
 
-use super::{Rig, bytes, grid, small};
+use super::{Rig, bytes, grid, small, with_variable};
 
 #[test]
 fn warp_operations() {
@@ -245,12 +245,7 @@ fn flags_order_blocks() {
 /// with far more such threads than processors.
 #[test]
 fn many_short_launches() {
-    if std::env::var_os("LADD_EMULATOR_THREADS").is_none() {
-        let status = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["emulator::primitives::many_short_launches", "--exact"])
-            .env("LADD_EMULATOR_THREADS", "32")
-            .status();
-        assert!(status.unwrap().success());
+    if !with_variable("emulator::primitives::many_short_launches", "LADD_EMULATOR_THREADS", "32") {
         return;
     }
     std::thread::scope(|scope| {
