@@ -176,7 +176,7 @@ mod nvcc {
         let kept = env::var_os("LADD_FAST_KERNELS").map_or_else(|| out.to_owned(), PathBuf::from);
         fs::create_dir_all(&kept).map_err(|e| format!("{}: {e}", kept.display()))?;
         let [fatbin, log] = ["fatbin", "ptxas"].map(|ending| kept.join(format!("{name}.{ending}")));
-        if !log.is_file() {
+        if !(fatbin.is_file() && log.is_file()) {
             // Under their own names only when they are whole, the report last: another build may look for them.
             let made = kept.join(format!("{name}.{}", std::process::id()));
             let output = Command::new(nvcc).args(FLAGS).arg("-o").arg(&made).arg(file).output();
