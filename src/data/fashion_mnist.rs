@@ -74,7 +74,7 @@ impl FashionMnist {
         let name = Path::new("the built-in images");
         if split == Split::Test {
             let file = SafetensorsFile::from_bytes("the built-in test images", TEST_IMAGES)?;
-            return Self::checked(file.u8("images")?, file.u8("labels")?, name);
+            return Self::checked(file.u8("images")?.to_vec(), file.u8("labels")?.to_vec(), name);
         }
         let pixels = parse_idx(TRAIN_IMAGES, name, IMAGES_MAGIC, &[SIDE, SIDE])?;
         Self::checked(pixels, parse_idx(TRAIN_LABELS, name, LABELS_MAGIC, &[])?, name)

@@ -209,7 +209,7 @@ mod tests {
     #[test]
     fn the_built_in_classifier_agrees_with_pytorch() {
         let golden = SafetensorsFile::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/classifier.safetensors")).unwrap();
-        let images = crate::data::fashion_mnist::padded(&golden.u8("in.images").unwrap());
+        let images = crate::data::fashion_mnist::padded(golden.u8("in.images").unwrap());
         let found = Evaluator::demo().unwrap().classifier().classify(&images).unwrap();
         for (name, values) in [("features", &found.features), ("logits", &found.logits)] {
             let name = golden.names().iter().find(|other| other.ends_with(name)).unwrap();

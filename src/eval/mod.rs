@@ -128,8 +128,8 @@ mod tests {
 
     fn test_images() -> (Vec<f32>, Vec<usize>) {
         let file = SafetensorsFile::from_bytes("test_images", IMAGES).unwrap();
-        let labels = file.u8("labels").unwrap().into_iter().map(usize::from).collect();
-        (crate::data::fashion_mnist::padded(&file.u8("images").unwrap()), labels)
+        let labels = file.u8("labels").unwrap().iter().copied().map(usize::from).collect();
+        (crate::data::fashion_mnist::padded(file.u8("images").unwrap()), labels)
     }
 
     #[test]

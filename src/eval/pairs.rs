@@ -29,7 +29,7 @@ pub struct Gallery {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PairQuality {
     /// Pairs that were drawn.
-    pub pairs: usize,
+    pub count: usize,
     /// Share of the drawn pictures that are nearer to their object than to any other of the style.
     pub object_accuracy: f64,
     /// What guessing would give.
@@ -112,7 +112,7 @@ impl PairQuality {
     fn divided(self, count: usize) -> Self {
         let n = count as f64;
         Self {
-            pairs: count,
+            count,
             object_accuracy: self.object_accuracy / n,
             object_chance: self.object_chance / n,
             style_accuracy: self.style_accuracy / n,

@@ -27,4 +27,4 @@ pub use writer::{Dtype, Tensor, Tensors};
 
 pub(crate) use atomic::{TEMPORARY, replace_folder};
 pub(crate) use checkpoint::hex;
-pub(crate) use writer::{Data, Entry, prepare_safetensors};
+pub(crate) use writer::{Data, Entry, chunks, prepare_safetensors};

@@ -176,13 +176,13 @@ impl SafetensorsFile {
         }
     }
 
-    /// A tensor of bytes.
+    /// A tensor of bytes, where it lies.
     ///
     /// # Errors
     /// When there is no such tensor or it holds something else.
-    pub fn u8(&self, name: &str) -> Result<Vec<u8>> {
+    pub fn u8(&self, name: &str) -> Result<&[u8]> {
         match self.raw(name)? {
-            (Stored::U8, bytes) => Ok(bytes.to_vec()),
+            (Stored::U8, bytes) => Ok(bytes),
             (other, _) => Err(self.wrong_type(name, other, "bytes (U8)")),
         }
     }

@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::values::{TensorView, Values};
+use super::values::{CHUNK, TensorView, Values};
 use crate::device::e4m3;
 use crate::{Error, Result};
 
@@ -84,7 +85,14 @@ pub(crate) enum Data<'a> {
     U32(&'a [u32]),
     /// Signed 64-bit integers.
     I64(&'a [i64]),
+    /// `len` floats from elsewhere, such as a device, as f32.
+    FetchedF32 { len: usize, fetch: Fetch<'a, f32> },
+    /// `len` bytes from elsewhere.
+    FetchedU8 { len: usize, fetch: Fetch<'a, u8> },
 }
+
+/// Hands out a range of a tensor's elements; asked for a chunk at a time, in order.
+pub(crate) type Fetch<'a, T> = Box<dyn Fn(Range<usize>) -> Result<Vec<T>> + 'a>;
 
 /// One tensor to write.
 pub(crate) struct Entry<'a> {
@@ -110,6 +118,16 @@ impl<'a> Entry<'a> {
         Self::runs(name, tensor.shape(), tensor.runs.clone(), dtype)
     }
 
+    /// A tensor with one axis of floats that are fetched while they are written.
+    pub fn fetched_f32(name: impl Into<String>, len: usize, fetch: impl Fn(Range<usize>) -> Result<Vec<f32>> + 'a) -> Self {
+        Self { name: name.into(), shape: vec![len], data: Data::FetchedF32 { len, fetch: Box::new(fetch) } }
+    }
+
+    /// A tensor with one axis of bytes that are fetched while they are written.
+    pub fn fetched_u8(name: impl Into<String>, len: usize, fetch: impl Fn(Range<usize>) -> Result<Vec<u8>> + 'a) -> Self {
+        Self { name: name.into(), shape: vec![len], data: Data::FetchedU8 { len, fetch: Box::new(fetch) } }
+    }
+
     /// Bytes it takes in a file.
     pub fn bytes(&self) -> usize {
         self.len() * self.element().1
@@ -120,6 +138,8 @@ impl<'a> Entry<'a> {
             Data::Floats { dtype, .. } => (dtype.name(), dtype.size()),
             Data::U32(_) => ("U32", 4),
             Data::I64(_) => ("I64", 8),
+            Data::FetchedF32 { .. } => ("F32", 4),
+            Data::FetchedU8 { .. } => ("U8", 1),
         }
     }
 
@@ -128,6 +148,7 @@ impl<'a> Entry<'a> {
             Data::Floats { parts, .. } => parts.iter().map(|part| part.len()).sum(),
             Data::U32(values) => values.len(),
             Data::I64(values) => values.len(),
+            Data::FetchedF32 { len, .. } | Data::FetchedU8 { len, .. } => *len,
         }
     }
 
@@ -174,6 +195,10 @@ impl<'a> Entry<'a> {
             }
             Data::U32(values) => values.iter().try_for_each(|value| out.write_all(&value.to_le_bytes())),
             Data::I64(values) => values.iter().try_for_each(|value| out.write_all(&value.to_le_bytes())),
+            Data::FetchedF32 { len, fetch } => {
+                chunks(*len).try_for_each(|part| write_floats(out, &fetch(part).map_err(elsewhere)?, Dtype::F32))
+            }
+            Data::FetchedU8 { len, fetch } => chunks(*len).try_for_each(|part| out.write_all(&fetch(part).map_err(elsewhere)?)),
         }
     }
 }
@@ -200,9 +225,19 @@ impl Unwritten {
     fn into_io(self) -> io::Error {
         match self {
             Self::Disk(error) => error,
-            Self::Source(error) => io::Error::other(error.to_string()),
+            Self::Source(error) => elsewhere(error),
         }
     }
+}
+
+/// An error of what is read while a file is written.
+fn elsewhere(error: Error) -> io::Error {
+    io::Error::other(error.to_string())
+}
+
+/// `0..len` in parts that are moved at once.
+pub(crate) fn chunks(len: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..len).step_by(CHUNK).map(move |start| start..len.min(start + CHUNK))
 }
 
 fn write_floats(out: &mut dyn Write, values: &[f32], dtype: Dtype) -> io::Result<()> {
@@ -281,6 +316,25 @@ mod tests {
         assert_eq!(read.tensor("b").unwrap().data(), [3.25, 65504.0, 1.0, -2.5].map(|v| half::f16::from_f32(v).to_le_bytes()).concat());
         assert_eq!(read.tensor("i").unwrap().data(), [-1i64, 7].map(i64::to_le_bytes).concat());
         assert_eq!(read.tensor("u").unwrap().shape(), [1]);
+    }
+
+    #[test]
+    fn what_lies_elsewhere_is_fetched_a_chunk_at_a_time() {
+        let values: Vec<f32> = (0..2 * CHUNK + 3).map(|i| i as f32).collect();
+        let asked = std::cell::RefCell::new(Vec::new());
+        let floats = Entry::fetched_f32("f", values.len(), |part| {
+            asked.borrow_mut().push(part.clone());
+            Ok(values[part].to_vec())
+        });
+        let file = bytes(vec![floats, Entry::fetched_u8("u", 3, |part| Ok(part.map(|i| i as u8 + 7).collect()))]).unwrap();
+        let read = safetensors::SafeTensors::deserialize(&file).unwrap();
+        assert_eq!(read.tensor("f").unwrap().data(), bytemuck::cast_slice::<f32, u8>(&values));
+        assert_eq!(read.tensor("u").unwrap().data(), [7, 8, 9]);
+        assert_eq!(asked.into_inner(), [0..CHUNK, CHUNK..2 * CHUNK, 2 * CHUNK..2 * CHUNK + 3]);
+
+        let lost = Entry::fetched_f32("f", 1, |_| Err(Error::Usage("the device is lost".into())));
+        let error = prepare_safetensors(&BTreeMap::new(), vec![lost]).unwrap().write(&mut Vec::new()).unwrap_err();
+        assert_eq!(error.to_string(), "the device is lost");
     }
 
     #[test]

@@ -85,7 +85,10 @@ impl Results {
 
     /// The tables as Markdown, with aligned columns, so that they also read well in a terminal.
     pub fn markdown(&self) -> String {
-        let mut text = format!("{}\n", table(&HEADER, &self.rows()));
+        let mut text = match self.rows() {
+            rows if rows.is_empty() => format!("{NOT_MEASURED}\n\n"),
+            rows => format!("{}\n", table(&HEADER, &rows)),
+        };
         if !self.gains.is_empty() {
             let header = ["steps", "FD before", "FD after", "times lower"];
             let rows: Vec<_> =
@@ -119,11 +122,14 @@ impl Results {
 
     /// What the numbers say, including where they do not flatter.
     fn notes(&self) -> Vec<String> {
-        let mut notes = vec![
-            "FD: Fréchet distance to the test set in the features of the demo's classifier, lower is better; it compares only within one number of images. \
-             accuracy: share of images recognised as what the prompt asked for. diversity: spread of the images of one prompt, 1 is that of real images."
-                .to_owned(),
-        ];
+        let mut notes = Vec::new();
+        if !self.quality.is_empty() {
+            notes.push(
+                "FD: Fréchet distance to the test set in the features of the demo's classifier, lower is better; it compares only within one number of images. \
+                 accuracy: share of images recognised as what the prompt asked for. diversity: spread of the images of one prompt, 1 is that of real images."
+                    .to_owned(),
+            );
+        }
         let samples: Vec<_> = self.quality.iter().map(|q| q.samples).collect();
         if let (Some(least), Some(most)) = (samples.iter().min(), samples.iter().max()) {
             let count = if least == most { most.to_string() } else { format!("{least} to {most}") };
@@ -165,6 +171,9 @@ impl Results {
         notes
     }
 }
+
+/// Stands where the table would be.
+pub(super) const NOT_MEASURED: &str = "Quality was not measured: what judges it knows the demo's kind of pictures only.";
 
 const HEADER: [&str; 8] = ["network", "sampler", "steps", "guidance", "evaluations", "FD", "accuracy", "diversity"];
 
@@ -262,11 +271,12 @@ mod tests {
     }
 
     #[test]
-    fn files_are_written_and_an_empty_run_is_no_panic() {
+    fn files_are_written_and_an_empty_run_has_no_table() {
         let folder = tempfile::tempdir().unwrap();
         results().write(folder.path()).unwrap();
         let read: Results = serde_json::from_slice(&std::fs::read(folder.path().join("results.json")).unwrap()).unwrap();
         assert_eq!(read, results());
-        Results::new("demo", 0, 2, BTreeMap::new(), vec![]).markdown();
+        let nothing = Results::new("sd3-medium", 0, 2, BTreeMap::from([("training".into(), 7.0)]), vec![]).markdown();
+        assert_eq!(nothing, format!("{NOT_MEASURED}\n\n- Time on 2 threads: training 7 s.\n"));
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::table::{guidance, number, plural, table};
+use super::table::{NOT_MEASURED, guidance, number, plural, table};
 use crate::edit::Task;
 use crate::train::TaskRecord;
 use crate::train::run_folder::write_whole;
@@ -115,9 +115,12 @@ impl TaskResults {
         let header: Vec<&str> =
             ["network", "sampler", "steps", "guidance", "evaluations"].into_iter().chain(measures.iter().map(|m| m.column)).collect();
         let rows: Vec<_> = self.last().map(|record| row(record, measures)).collect();
-        let mut text = format!("{}\n", table(&header, &rows));
-        for measure in measures {
-            text += &format!("- {}\n", measure.about);
+        let mut text = String::new();
+        if rows.is_empty() {
+            text += &format!("{NOT_MEASURED}\n\n");
+        } else {
+            text += &format!("{}\n", table(&header, &rows));
+            measures.iter().for_each(|measure| text += &format!("- {}\n", measure.about));
         }
         if let Some(samples) = self.measured.iter().map(|record| record.samples).max() {
             text += &format!("- {samples} pictures a row, one seed ({}): differences of a few percent are noise.\n", self.seed);
@@ -187,6 +190,7 @@ mod tests {
         assert!(text.contains("3, image 1.5") && text.contains("0.750") && text.contains("200 pictures a row, one seed (4)"), "{text}");
         let folder = tempfile::tempdir().unwrap();
         results.write(folder.path()).unwrap();
+        assert!(TaskResults { measured: vec![], ..results.clone() }.markdown().starts_with(NOT_MEASURED));
         let again: TaskResults = serde_json::from_slice(&std::fs::read(folder.path().join("results.json")).unwrap()).unwrap();
         assert_eq!(again, results);
     }

@@ -1,15 +1,17 @@
 //! Checkpoints of a training: every number the next step depends on, so that a resumed run gives the same bits.
 //!
 //! A checkpoint is a folder with one safetensors file per network and `state.json`. It is written beside its place and
-//! renamed when complete: a kill or a full disk never leaves a half one under a valid name.
+//! renamed when complete: a kill or a full disk never leaves a half one under a valid name. Arenas go from the device to the
+//! disk and back a chunk at a time: the host never holds a whole one.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
 use crate::device::{Backend, Moment, Storage};
+use crate::format::{Entry, SafetensorsFile, chunks, prepare_safetensors, write_atomically};
 use crate::train::Network;
 use crate::{Error, Result};
 
@@ -37,37 +39,22 @@ impl TrainingState {
     }
 }
 
-/// An arena on the host.
-struct Arena {
-    name: String,
-    dtype: Dtype,
-    bytes: Vec<u8>,
-}
-
-impl Arena {
-    fn of<B: Backend>(b: &B, name: impl Into<String>, values: &B::Stat) -> Result<Self> {
-        let values = b.download_stat(values.all())?;
-        Ok(Self { name: name.into(), dtype: Dtype::F32, bytes: bytemuck::cast_slice(&values).to_vec() })
-    }
-}
-
-/// The arenas of one network.
-fn arenas<B: Backend>(b: &B, network: &Network<B>) -> Result<Vec<Arena>> {
-    let mut arenas = vec![Arena::of(b, "master", &network.master)?, Arena::of(b, "counters", &network.counters)?];
-    if let Some(ema) = &network.ema {
-        arenas.push(Arena::of(b, "ema", ema)?);
-    }
+/// The arenas of one network, fetched while they are written.
+fn arenas<'a, B: Backend>(b: &'a B, network: &'a Network<B>) -> Vec<Entry<'a>> {
+    let stat = |name: String, arena: &'a B::Stat| Entry::fetched_f32(name, arena.len(), move |part| Ok(b.download_stat(arena.part(part))?));
+    let mut arenas = vec![stat("master".into(), &network.master), stat("counters".into(), &network.counters)];
+    arenas.extend(network.ema.iter().map(|ema| stat("ema".into(), ema)));
     for (name, moment) in [("moment1", network.moment1.as_ref()), ("moment2", Some(&network.moment2))] {
         match moment {
-            Some(Moment::Full(values)) => arenas.push(Arena::of(b, name, values)?),
+            Some(Moment::Full(values)) => arenas.push(stat(name.into(), values)),
             Some(Moment::Packed { codes, scales }) => {
-                arenas.push(Arena { name: name.into(), dtype: Dtype::U8, bytes: b.download_bytes(codes.all())? });
-                arenas.push(Arena::of(b, format!("{name}_scales"), scales)?);
+                arenas.push(Entry::fetched_u8(name, codes.len(), move |part| Ok(b.download_bytes(codes.part(part))?)));
+                arenas.push(stat(format!("{name}_scales"), scales));
             }
             None => (),
         }
     }
-    Ok(arenas)
+    arenas
 }
 
 /// Writes a checkpoint to the folder `to`, which must not exist yet.
@@ -91,27 +78,12 @@ fn write<B: Backend>(b: &B, folder: &Path, state: &TrainingState, networks: &[(&
     }
     fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
     for (name, network) in networks {
-        let arenas = arenas(b, network)?;
-        let views = arenas.iter().map(|Arena { name, dtype, bytes }| {
-            let view = TensorView::new(*dtype, vec![bytes.len() * 8 / dtype.bitsize()], bytes);
-            view.map(|view| (name, view)).map_err(|e| Error::file(folder, e.to_string()))
-        });
-        let views = views.collect::<Result<Vec<_>>>()?;
-        let path = folder.join(format!("{name}.safetensors"));
-        safetensors::serialize_to_file(views, None, &path).map_err(|e| match e {
-            safetensors::SafeTensorError::IoError(e) => Error::io("write", &path, e),
-            other => Error::file(&path, other.to_string()),
-        })?;
-        sync(&path)?;
+        let file = prepare_safetensors(&BTreeMap::new(), arenas(b, network))?;
+        write_atomically(&folder.join(format!("{name}.safetensors")), |out| file.write(out))?;
     }
     let path = folder.join(STATE);
     let text = serde_json::to_string_pretty(state).map_err(|e| Error::file(&path, e.to_string()))?;
-    fs::write(&path, text).map_err(|e| Error::io("write", &path, e))?;
-    sync(&path)
-}
-
-fn sync(path: &Path) -> Result<()> {
-    fs::File::open(path).and_then(|file| file.sync_all()).map_err(|e| Error::io("write", path, e))
+    write_atomically(&path, |out| out.write_all(text.as_bytes()))
 }
 
 /// Reads the state of a checkpoint without its weights.
@@ -145,10 +117,19 @@ pub fn load<B: Backend>(b: &B, folder: &Path, settings: &str, networks: &mut [(&
         ));
     }
     for (name, network) in networks {
-        let path = folder.join(format!("{name}.safetensors"));
-        restore(b, &path, network)?;
+        restore(b, &folder.join(format!("{name}.safetensors")), network).map_err(advise)?;
     }
     Ok(state)
+}
+
+/// Says what helps against a damaged file.
+fn advise(error: Error) -> Error {
+    match error {
+        Error::File { path, cause } => {
+            Error::File { path, cause: format!("{cause}; delete this checkpoint to resume from the one before") }
+        }
+        other => other,
+    }
 }
 
 /// The first line in which two settings differ.
@@ -157,20 +138,16 @@ fn difference(saved: &str, now: &str) -> String {
     pair.map_or_else(|| "one has more lines than the other".into(), |(a, b)| format!("saved `{}`, now `{}`", a.trim(), b.trim()))
 }
 
-fn restore<B: Backend>(b: &B, path: &PathBuf, network: &mut Network<B>) -> Result<()> {
-    let damaged = |what: String| Error::file(path, format!("{what}; delete this checkpoint to resume from the one before"));
-    let bytes = fs::read(path).map_err(|e| Error::io("read", path, e))?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|e| damaged(format!("damaged checkpoint ({e})")))?;
-    let take = |name: &str, dtype: Dtype, len: usize| {
-        let view = tensors.tensor(name).map_err(|_| damaged(format!("`{name}` is missing")))?;
-        if view.dtype() != dtype || view.shape() != [len] {
-            return Err(damaged(format!("`{name}` holds {:?} of {:?} instead of {len} of {dtype:?}", view.shape(), view.dtype())));
+/// Reads the arenas of one network into the device, a chunk at a time.
+fn restore<B: Backend>(b: &B, path: &Path, network: &mut Network<B>) -> Result<()> {
+    let file = SafetensorsFile::open(path)?;
+    let stat = |name: &str, arena: &mut B::Stat| {
+        file.expect_shape(name, &[arena.len()])?;
+        for part in chunks(arena.len()) {
+            let mut values = vec![0.0; part.len()];
+            file.f32_into(name, part.start, &mut values)?;
+            b.upload_stat(&values, arena.part_mut(part));
         }
-        Ok(view.data().to_vec())
-    };
-    let stat = |name: &str, target: &mut B::Stat| {
-        let values: Vec<f32> = bytemuck::pod_collect_to_vec(&take(name, Dtype::F32, target.len())?);
-        b.upload_stat(&values, target.all_mut());
         Ok::<_, Error>(())
     };
     stat("master", &mut network.master)?;
@@ -182,7 +159,8 @@ fn restore<B: Backend>(b: &B, path: &PathBuf, network: &mut Network<B>) -> Resul
         match moment {
             Some(Moment::Full(values)) => stat(name, values)?,
             Some(Moment::Packed { codes, scales }) => {
-                b.upload_bytes(&take(name, Dtype::U8, codes.len())?, codes.all_mut());
+                file.expect_shape(name, &[codes.len()])?;
+                b.upload_bytes(file.u8(name)?, codes.all_mut());
                 stat(&format!("{name}_scales"), scales)?;
             }
             None => (),

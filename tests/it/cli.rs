@@ -29,7 +29,12 @@ pub fn text(bytes: &[u8]) -> String {
 
 /// Runs a command that must succeed, and returns its standard output.
 pub fn succeed(arguments: &[&str]) -> String {
-    let output = run(arguments);
+    succeed_in(Path::new("."), arguments)
+}
+
+/// The same in a folder of its own, for names that are relative to it.
+pub fn succeed_in(folder: &Path, arguments: &[&str]) -> String {
+    let output = program(arguments).current_dir(folder).output().unwrap();
     assert!(output.status.success(), "{arguments:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
     text(&output.stdout)
 }

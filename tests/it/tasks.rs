@@ -5,7 +5,7 @@ use std::path::Path;
 use image::{Rgb, RgbImage};
 use tempfile::TempDir;
 
-use crate::cli::{TEACHER, refuse, succeed};
+use crate::cli::{TEACHER, refuse, succeed, succeed_in};
 
 /// The arguments of a run that takes a second or two: pairs, a teacher, a student.
 fn distill<'a>(task: &'a str, run: &'a str) -> Vec<&'a str> {
@@ -44,8 +44,8 @@ fn bytes(folder: &Path, name: &str) -> Vec<u8> {
 /// A whole run, and the same run as if it had been killed in the teacher's training, and in the distillation.
 fn run_and_resume(task: &str) -> TempDir {
     let folder = TempDir::new().unwrap();
-    let run = folder.path().join("run");
-    let name = run.to_str().unwrap();
+    let (name, run) = ("run", folder.path().join("run"));
+    let succeed = |arguments: &[&str]| succeed_in(folder.path(), arguments);
     let table = succeed(&distill(task, name));
     for row in ["| teacher", "| teacher, source withheld", "| before LADD", "| student (LADD)", "comparison.png", "student"] {
         assert!(table.contains(row), "{row}: {table}");

@@ -104,7 +104,7 @@ impl<'a, B: Backend> Applying<'a, B> {
         let before = Group { title: "Before".into(), rows: bench.before()? };
         let teacher = Group { title: "Teacher".into(), rows: self.teacher_rows.clone() };
         let groups = [before, teacher].into_iter().chain(groups).collect();
-        Ok(save_png(&draw_grid(&Grid { title, subtitle, columns: bench.columns(), groups }), &session.run.join(file))?)
+        Ok(save_png(&draw_grid(&Grid { title, subtitle, columns: bench.columns(), groups }), file)?)
     }
 }
 
@@ -177,7 +177,12 @@ impl<B: Backend> Shows<B> for Applying<'_, B> {
         groups.push(Group { title: "Student, unguided".into(), rows });
         let title = if self.task == Task::Edit { "Editing" } else { "Inpainting" };
         let about = format!("{}, {} steps of {}, seed {}; {SAME}", config.preset, config.distill.steps, config.distill.batch, config.seed);
-        self.save(session, (format!("{title} by Latent Adversarial Diffusion Distillation"), about), groups, "comparison.png".as_ref())
+        self.save(
+            session,
+            (format!("{title} by Latent Adversarial Diffusion Distillation"), about),
+            groups,
+            &session.run.join("comparison.png"),
+        )
     }
 
     fn results(&self, session: &Session<'_, B>, seconds: BTreeMap<String, f64>) -> Outcome<String> {

@@ -187,7 +187,7 @@ impl Pairs {
                 row.pairs,
                 row.sampler,
                 row.steps,
-                q.pairs,
+                q.count,
                 q.object_accuracy,
                 q.style_accuracy,
                 q.error,

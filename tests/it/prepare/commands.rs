@@ -56,6 +56,7 @@ fn emoji_are_prepared_trained_on_and_measured() {
     assert!(table.contains("| seen ") && table.contains("| held out ") && table.contains("among the 8 objects"), "{table}");
     let json: serde_json::Value = serde_json::from_slice(&std::fs::read(desk.path("results/pairs.json")).unwrap()).unwrap();
     assert_eq!((json["rows"].as_array().unwrap().len(), json["styles"].as_u64()), (4, Some(3)));
+    assert_eq!((json["rows"][0]["pairs"].as_str(), json["rows"][0]["count"].as_u64().is_some()), (Some("seen"), true));
     assert!(image::open(desk.path("results/pairs.png")).is_ok());
     assert!(succeed(&["info", &data]).contains("up to 1024 pixels"));
 }
