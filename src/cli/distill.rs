@@ -20,6 +20,7 @@ use super::common::device::on_device;
 use super::common::encoders;
 use super::common::network::Finished;
 use super::common::progress::duration;
+use super::common::resume;
 use super::common::{
     Device, Encoders, Ending, Globals, Loaded, Outcome, Progress, Stop, flag, interrupt, latents, network, number, output, path,
     start_threads,
@@ -350,9 +351,8 @@ impl<B: Backend> Session<'_, B> {
     /// Continues behind the newest checkpoint, if there is one; returns the seconds trained so far.
     fn restore(&self, distiller: &mut Distiller<B>) -> Result<f64> {
         let Some((_, folder)) = self.run.latest_checkpoint()? else { return Ok(0.0) };
-        let settings = checkpoint_settings(self.config)?;
         let networks = &mut [("student", &mut distiller.student), ("heads", &mut distiller.heads)];
-        let state = checkpoint::load(self.b, &folder, &settings, networks)?;
+        let state = checkpoint::load(self.b, &folder, &resume::settings_in(&folder, self.config)?, networks)?;
         distiller.resume_at(state.step);
         output::note(&format!("going on behind step {}", state.step));
         Ok(state.seconds)
@@ -407,7 +407,7 @@ impl<B: Backend> Session<'_, B> {
 
     fn write_checkpoint(&self, distiller: &Distiller<B>, seconds: f64) -> Result<()> {
         let step = distiller.done();
-        let state = TrainingState::new(step, seconds, checkpoint_settings(self.config)?);
+        let state = TrainingState::new(step, seconds, resume::settings(self.config)?);
         self.run.write_checkpoint(step, self.config.distill.keep_checkpoints, |folder| {
             checkpoint::save(self.b, folder, &state, &[("student", &distiller.student), ("heads", &distiller.heads)])
         })?;
@@ -519,11 +519,6 @@ impl<B: Backend> Session<'_, B> {
         }
         Ok(())
     }
-}
-
-/// The settings a checkpoint depends on; threads and folders may change.
-fn checkpoint_settings(config: &Config) -> Result<String> {
-    Config { threads: 0, run_dir: PathBuf::new(), ..config.clone() }.resolved()
 }
 
 fn due(every: u32, step: u32) -> bool {

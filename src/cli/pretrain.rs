@@ -13,6 +13,7 @@ use super::common::device::on_device;
 use super::common::measure::{Bench, teacher_settings};
 use super::common::network::Finished;
 use super::common::progress::duration;
+use super::common::resume;
 use super::common::{
     Device, Encoders, Ending, Globals, Loaded, Outcome, Painter, Progress, Stop, flag, interrupt, latents, network, number, output, path,
     start_threads,
@@ -277,10 +278,9 @@ pub(super) fn train<B: Backend>(b: &B, config: &Config, course: &Course, run: &m
         activation_checkpointing: settings.activation_checkpointing,
     };
     let mut trainer = Pretrainer::new(b, training, model, &weights, shape)?;
-    let fingerprint = Config { threads: 0, run_dir: PathBuf::new(), ..config.clone() }.resolved()?;
     let mut seconds = 0.0;
     if let Some((_, folder)) = run.latest_checkpoint()? {
-        let state = checkpoint::load(b, &folder, &fingerprint, &mut [("teacher", &mut trainer.network)])?;
+        let state = checkpoint::load(b, &folder, &resume::settings_in(&folder, config)?, &mut [("teacher", &mut trainer.network)])?;
         trainer.resume_at(state.step);
         seconds = state.seconds;
         output::note(&format!("going on behind step {}", state.step));
@@ -314,7 +314,7 @@ pub(super) fn train<B: Backend>(b: &B, config: &Config, course: &Course, run: &m
         seconds += started.elapsed().as_secs_f64();
         let due = |every: u32| every > 0 && step.is_multiple_of(every);
         if due(settings.checkpoint_every) || last || interrupt::requested() {
-            let state = TrainingState::new(step, seconds, fingerprint.clone());
+            let state = TrainingState::new(step, seconds, resume::settings(config)?);
             run.write_checkpoint(step, settings.keep_checkpoints, |folder| {
                 checkpoint::save(b, folder, &state, &[("teacher", &trainer.network)])
             })?;

@@ -66,10 +66,13 @@ struct Layers {
 
 /// Reads all layers and turns them into a [`Config`]; the parts' own checks come after.
 pub(super) fn load(sources: &Sources<'_>) -> Result<Config> {
-    let file = match sources.file {
-        Some(path) => Some((path, std::fs::read_to_string(path).map_err(|e| Error::io("read the configuration", path, e))?)),
-        None => None,
-    };
+    let read = |path| std::fs::read_to_string(path).map_err(|e| Error::io("read the configuration", path, e));
+    let file = sources.file.map(|path| Ok::<_, Error>((path, read(path)?))).transpose()?;
+    lay_over(sources, file)
+}
+
+/// The same with the file's text, where there is one; its name is for messages.
+pub(super) fn lay_over(sources: &Sources<'_>, file: Option<(&Path, String)>) -> Result<Config> {
     let file_table = match &file {
         Some((path, text)) => Some(parse_file(path, text)?),
         None => None,

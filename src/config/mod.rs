@@ -132,6 +132,16 @@ impl Config {
         Ok(config)
     }
 
+    /// Reads what [`Config::resolved`] wrote, here or in a version of this program that had fewer keys: those have their defaults.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(text: &str) -> Result<Self> {
+        let config = layers::lay_over(&Sources::default(), Some(("the saved settings".as_ref(), text.to_owned())))?;
+        config.validate()?;
+        Ok(config)
+    }
+
     /// The configuration as TOML, with every key. Reading it back gives the same configuration.
     ///
     /// # Errors

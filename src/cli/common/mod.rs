@@ -10,6 +10,7 @@ pub mod measure;
 pub mod network;
 pub mod output;
 pub mod progress;
+pub mod resume;
 
 use std::path::PathBuf;
 

@@ -99,7 +99,7 @@ impl<'a, B: Backend> Applying<'a, B> {
         Ok(rows)
     }
 
-    fn save(&self, session: &Session<'_, B>, (title, subtitle): (String, String), groups: Vec<Group>, file: &std::path::Path) -> Outcome {
+    fn save(&self, (title, subtitle): (String, String), groups: Vec<Group>, file: &std::path::Path) -> Outcome {
         let Some((bench, _)) = &self.tools else { return Ok(()) };
         let before = Group { title: "Before".into(), rows: bench.before()? };
         let teacher = Group { title: "Teacher".into(), rows: self.teacher_rows.clone() };
@@ -137,7 +137,7 @@ impl<B: Backend> Shows<B> for Applying<'_, B> {
         let rows = self.rows(session, &weights, &student, ("before", 0))?;
         let groups = vec![Group { title: "The same network with the student's sampler".into(), rows }];
         let file = session.run.sample_path(0);
-        self.save(session, ("Before the first step".into(), SAME.into()), groups, &file)
+        self.save(("Before the first step".into(), SAME.into()), groups, &file)
     }
 
     fn student(&mut self, session: &mut Session<'_, B>, weights: &[f32], step: u32, measure: bool) -> Outcome {
@@ -150,7 +150,7 @@ impl<B: Backend> Shows<B> for Applying<'_, B> {
         }
         let rows = self.rows(session, &weights, &settings, ("student", step))?;
         let file = session.run.sample_path(step);
-        self.save(session, (format!("Step {step}"), SAME.into()), vec![Group { title: "Student, unguided".into(), rows }], &file)
+        self.save((format!("Step {step}"), SAME.into()), vec![Group { title: "Student, unguided".into(), rows }], &file)
     }
 
     fn control(&mut self, session: &mut Session<'_, B>, weights: &B::Data) -> Outcome {
@@ -177,12 +177,7 @@ impl<B: Backend> Shows<B> for Applying<'_, B> {
         groups.push(Group { title: "Student, unguided".into(), rows });
         let title = if self.task == Task::Edit { "Editing" } else { "Inpainting" };
         let about = format!("{}, {} steps of {}, seed {}; {SAME}", config.preset, config.distill.steps, config.distill.batch, config.seed);
-        self.save(
-            session,
-            (format!("{title} by Latent Adversarial Diffusion Distillation"), about),
-            groups,
-            &session.run.join("comparison.png"),
-        )
+        self.save((format!("{title} by Latent Adversarial Diffusion Distillation"), about), groups, &session.run.join("comparison.png"))
     }
 
     fn results(&self, session: &Session<'_, B>, seconds: BTreeMap<String, f64>) -> Outcome<String> {
