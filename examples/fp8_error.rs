@@ -72,7 +72,7 @@ impl Scene {
         let file = SafetensorsFile::from_bytes("test_images.safetensors", IMAGES)?;
         let labels = file.u8("labels")?;
         let pipeline = &checkpoint.pipeline;
-        let x0 = pipeline.codec.encode(&padded(&file.u8("images")?), [1, 32, 32])?;
+        let x0 = pipeline.codec.encode(&padded(file.u8("images")?), [1, 32, 32])?;
         let [_, height, width] = pipeline.codec.latent_shape([1, 32, 32])?;
         let prompts = pipeline.text.encode(&CLASS_NAMES)?;
         let of = |label: &u8| &prompts[usize::from(*label)];
