@@ -26,7 +26,7 @@ use super::common::{
     start_threads,
 };
 use super::tasks;
-use crate::config::Config;
+use crate::config::{Config, Sources};
 use crate::data::{LatentDataset, Loader, Share};
 use crate::device::Backend;
 use crate::edit::Task;
@@ -34,7 +34,7 @@ use crate::format::{Dtype, Role};
 use crate::ladd::{LaddConfig, TeacherPrecision};
 use crate::report::{distillation_panels, draw_panels, save_png};
 use crate::train::checkpoint::{self, TrainingState};
-use crate::train::{DistillSettings, Distiller, Network, QualityRecord, Record, RunFolder, StepRecord, Watch};
+use crate::train::{DistillSettings, Distiller, Network, Purpose, QualityRecord, Record, RunFolder, StepRecord, Watch};
 use crate::{Error, Result};
 
 use adapters::Reapplied;
@@ -74,7 +74,7 @@ pub struct Arguments {
     #[arg(long, value_name = "N")]
     batch: Option<u64>,
     /// Seed.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::common::seed)]
     seed: Option<u64>,
     /// Adapters (LoRA) to merge into the finished student, such as the teacher's from a preference training (DPO); may be repeated.
     #[arg(long, value_name = "PATH")]
@@ -97,30 +97,36 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
         number("seed", "--seed", arguments.seed),
         flag("lora.reapply", "--reapply-lora", (!arguments.reapply_lora.is_empty()).then(|| arguments.reapply_lora.clone())),
     ];
-    let (config, networks, mut run) = match &arguments.run {
+    let (config, networks, opened) = match &arguments.run {
         Some(folder) if arguments.resume => {
             globals.refuse_settings(&flags)?;
-            let run = RunFolder::open(folder)?;
+            let run = RunFolder::open(folder, Purpose::Distill)?;
             let config = run.config()?;
             start_threads(globals.threads.unwrap_or(config.threads))?;
             let networks = Networks::load(&config)?;
-            (config, networks, run)
+            (config, networks, Some(run))
         }
-        folder => {
+        _ => {
             let config = globals.load(flags)?;
             let networks = Networks::load(&config)?;
             tasks::check_teacher(&networks.teacher, config.task)?;
             Encoders::new(&config.encoders, networks.teacher.pipeline(), &networks.teacher.name).tokens()?;
-            let run = RunFolder::create(folder.as_deref(), &config)?;
-            (config, networks, run)
+            (config, networks, None)
         }
     };
     config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     let device = Device::open(globals.device.as_deref().unwrap_or(&config.device), config.deterministic)?;
+    let fresh = opened.is_none();
+    let mut run = match opened {
+        Some(run) => run,
+        None => RunFolder::create(arguments.run.as_deref(), &config, Purpose::Distill)?,
+    };
     device.choose_algorithms(config.gemm_algorithms, run.path())?;
     let done = on_device!(device, |b| distill(b, &config, &networks, &mut run, Ending::Told));
-    if matches!(done, Err(Stop::Interrupted)) {
-        output::note(&format!("interrupted; go on with: ladd-fast distill --run {} --resume", run.path().display()));
+    match &done {
+        Err(Stop::Interrupted) => output::note(&format!("interrupted; go on with: {}", Purpose::Distill.resumption(run.path()))),
+        Err(Stop::Error(_)) if fresh => run.discard_untouched(),
+        _ => (),
     }
     done
 }
@@ -264,8 +270,11 @@ fn small_buckets(dataset: &LatentDataset, batch: usize) {
 
 /// One line on what will happen.
 fn banner<B: Backend>(b: &B, config: &Config, teacher: &Loaded, run: &RunFolder, ending: Ending) {
+    // Of the preset as it is.
+    let of_preset = Config::load(&Sources { preset: Some(&config.preset), ..Sources::default() });
+    let usual = of_preset.is_ok_and(|usual| usual.distill == config.distill && usual.synthesize == config.synthesize);
     let length = match config.preset.as_str() {
-        _ if ending == Ending::Silent => "",
+        _ if ending == Ending::Silent || !usual => "",
         "demo" => ", under five minutes on two cores",
         "demo-quick" => ", about a minute on two cores",
         "demo-edit" | "demo-inpaint" => ", its teacher included",
@@ -506,10 +515,21 @@ impl<B: Backend> Session<'_, B> {
             Task::Edit => "the student, for `ladd-fast edit --network` and for diffusers",
             Task::Inpaint => "the student, for `ladd-fast inpaint --network` and for diffusers",
         };
+        let controlled = self.run.join("control").is_dir();
         let files = [
-            ("comparison.png", "teacher, control and student, same prompts and seeds"),
+            (
+                "comparison.png",
+                if controlled {
+                    "teacher, control and student, same prompts and seeds"
+                } else {
+                    "teacher and student, same prompts and seeds"
+                },
+            ),
             ("curves.png", "losses, accuracy of the heads, gradient norms, quality over time"),
-            ("results.md", "the tables above; results.json for programs"),
+            (
+                "results.md",
+                if tables.is_empty() { "times; results.json for programs" } else { "the tables above; results.json for programs" },
+            ),
             ("student", student),
             ("student/pytorch_lora_weights.safetensors", "its adapters alone, for `--lora` and for diffusers"),
         ];

@@ -53,7 +53,7 @@ pub(super) struct Drawing {
     #[arg(long, value_name = "X")]
     pub image_guidance: Option<f64>,
     /// Seed.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::common::seed)]
     pub seed: Option<u64>,
     /// The PNG file to write; beside it goes FILE-before-after.png.
     #[arg(long, value_name = "FILE", default_value = "drawn.png")]

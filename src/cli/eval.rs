@@ -49,7 +49,7 @@ pub struct Arguments {
     #[arg(long, value_name = "N")]
     samples: Option<u64>,
     /// Seed.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::common::seed)]
     seed: Option<u64>,
     /// Folder of emoji from `prepare`: measures pairs of style and object.
     #[arg(long, value_name = "FOLDER", conflicts_with = "samples")]

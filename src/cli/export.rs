@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
-use super::common::{Globals, Loaded, Outcome, network, output};
+use super::common::{Globals, Loaded, Outcome, must_be_new, network, output};
 use crate::format::{Dtype, diffusers, original, save};
 use crate::{Error, Result};
 
@@ -79,9 +79,7 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
         (Some(size), Format::Diffusers) => bytes(size)?,
         (Some(_), _) => return Err(Error::Usage("--shard-size is for --format diffusers: the other formats are one file".into()).into()),
     };
-    if std::fs::symlink_metadata(out).is_ok() && !is_empty_folder(out) {
-        return Err(Error::file(out, "exists already: name another with --out, or delete it").into());
-    }
+    must_be_new(out)?;
     let loaded = network::load(&arguments.network)?;
     write(&loaded, arguments.format, arguments.dtype.into(), out, shard_bytes)?;
     output::result(&format!("{} in {}", arguments.network, out.display()));
@@ -102,10 +100,6 @@ fn write(loaded: &Loaded, format: Format, dtype: Dtype, out: &Path, shard_bytes:
         Format::Original => original::export(model, &tensors, out, dtype),
         Format::Native => save(&loaded.pipeline, &tensors, out, dtype),
     }
-}
-
-fn is_empty_folder(path: &Path) -> bool {
-    path.is_dir() && std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 /// `10GB`, `500MB`, `12345`: decimal units, as diffusers counts.

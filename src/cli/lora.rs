@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::common::{Globals, Loaded, Outcome, encoders, network, output};
+use super::common::{Globals, Loaded, Outcome, encoders, must_be_new, network, output};
 use crate::Result;
 use crate::config::Config;
 use crate::format::{Dtype, Role, save};
@@ -63,7 +63,7 @@ impl From<Written> for Dtype {
 /// Where a network is written.
 #[derive(Debug, Args)]
 struct ToNetwork {
-    /// A file to write (.safetensors), or a folder for this program and for diffusers.
+    /// A file to write (.safetensors), or a folder for this program and for diffusers; new, or an empty folder.
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
     /// Type of the weights that are written.
@@ -74,7 +74,7 @@ struct ToNetwork {
 /// Where adapters are written.
 #[derive(Debug, Args)]
 struct ToAdapters {
-    /// A file to write (.safetensors), or a folder.
+    /// A file to write (.safetensors), or a folder; new, or an empty folder.
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
     /// Whose files are written.
@@ -87,6 +87,14 @@ struct ToAdapters {
 
 pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
     let config = globals.load(Vec::new())?;
+    let out = match &arguments.command {
+        Command::Inspect(_) => None,
+        Command::Merge(arguments) => Some(&arguments.target.out),
+        Command::Unmerge(arguments) => Some(&arguments.target.out),
+        Command::Extract(arguments) => Some(&arguments.target.out),
+        Command::Convert(arguments) => Some(&arguments.target.out),
+    };
+    out.map_or(Ok(()), |out| must_be_new(out))?;
     match &arguments.command {
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Merge(arguments) => merge::merge(&config, arguments),

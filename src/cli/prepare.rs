@@ -79,7 +79,7 @@ pub struct Arguments {
     #[arg(long)]
     pairs: bool,
     /// Seed of the choice among several captions.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::common::seed)]
     seed: Option<u64>,
     /// Fail if a source is damaged or a picture cannot be used.
     #[arg(long)]

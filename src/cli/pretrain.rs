@@ -31,7 +31,8 @@ use crate::model::{Mmdit, Shape};
 use crate::report::{Grid, Group, Results, TaskResults, draw_grid, draw_panels, pretrain_panels, save_png};
 use crate::text::TextConfig;
 use crate::train::checkpoint::{self, TrainingState};
-use crate::train::{PretrainRecord, PretrainSettings, Pretrainer, Record, RunFolder, initial_weights};
+use crate::train::run_folder::quoted;
+use crate::train::{PretrainRecord, PretrainSettings, Pretrainer, Purpose, Record, RunFolder, initial_weights};
 use crate::vae::CodecConfig;
 use crate::{Error, Result};
 
@@ -69,7 +70,7 @@ pub struct Arguments {
     #[arg(long, value_name = "N")]
     batch: Option<u64>,
     /// Seed.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::common::seed)]
     seed: Option<u64>,
     /// Type of the weights in the teacher's file.
     #[arg(long, value_enum, default_value_t = Precision::F32)]
@@ -102,7 +103,7 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
     let resumed = match &arguments.run {
         Some(folder) if arguments.resume => {
             globals.refuse_settings(&flags)?;
-            Some(RunFolder::open(folder)?)
+            Some(RunFolder::open(folder, Purpose::Pretrain)?)
         }
         _ => None,
     };
@@ -119,23 +120,26 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
         _ => Some(tasks::load(&config.teacher.checkpoint, Task::Generate)?),
     };
     let fresh = if base.is_none() { Some(prepare(&config)?) } else { None };
-    let mut run = match resumed {
-        Some(run) => run,
-        None => RunFolder::create(arguments.run.as_deref(), &config)?,
-    };
     let dtype = match arguments.dtype {
         Precision::F32 => Dtype::F32,
         Precision::F16 => Dtype::F16,
     };
     let device = Device::open(globals.device.as_deref().unwrap_or(&config.device), config.deterministic)?;
+    let first = resumed.is_none();
+    let mut run = match resumed {
+        Some(run) => run,
+        None => RunFolder::create(arguments.run.as_deref(), &config, Purpose::Pretrain)?,
+    };
     device.choose_algorithms(config.gemm_algorithms, run.path())?;
     let done = on_device!(device, |b| match (&base, &fresh) {
         (Some(base), _) => pretrain_task(b, &config, base, dtype, &mut run),
         (None, Some((dataset, pipeline))) => pretrain(b, &config, dataset.clone(), pipeline.clone(), dtype, &mut run, Ending::Told),
         (None, None) => Ok(()), // one of them was read before
     });
-    if matches!(done, Err(Stop::Interrupted)) {
-        output::note(&format!("interrupted; go on with: ladd-fast pretrain --run {} --resume", run.path().display()));
+    match &done {
+        Err(Stop::Interrupted) => output::note(&format!("interrupted; go on with: {}", Purpose::Pretrain.resumption(run.path()))),
+        Err(Stop::Error(_)) if first => run.discard_untouched(),
+        _ => (),
     }
     done
 }
@@ -396,12 +400,18 @@ fn measure<B: Backend>(
         return Ok(());
     }
     output::result(&results.markdown());
-    output::result(&format!(
-        "Trained in {}. The teacher is {}; distil it with: ladd-fast distill --teacher {}",
-        duration(seconds),
-        run.join("teacher/teacher.safetensors").display(),
-        run.path().display()
-    ));
+    let (preset, teacher) = (&config.preset, quoted(run.path()));
+    let next = match config.data.shards.as_str() {
+        "" => format!("distil it with: ladd-fast distill --teacher {teacher}"),
+        shards => format!(
+            "draw with it, then distil it:\n  \
+             ladd-fast synthesize --preset {preset} --teacher {teacher} --prompts {} --out LATENTS\n  \
+             ladd-fast distill --preset {preset} --teacher {teacher} --data LATENTS",
+            quoted(&Path::new(shards).join("captions.txt"))
+        ),
+    };
+    let file = run.join("teacher/teacher.safetensors");
+    output::result(&format!("Trained in {}. The teacher is {}; {next}", duration(seconds), file.display()));
     Ok(())
 }
 

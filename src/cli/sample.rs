@@ -63,7 +63,7 @@ pub struct Arguments {
     #[arg(long, value_name = "N")]
     width: Option<u64>,
     /// Seed.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::common::seed)]
     seed: Option<u64>,
     /// Folder for the images.
     #[arg(long, value_name = "FOLDER", default_value = "samples")]

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use toml::{Table, Value};
 
 use super::common::device::on_device;
+use super::common::resume;
 use super::common::{Device, Encoders, Ending, Globals, Outcome, Progress, Stop, latents, network, output};
 use super::distill::{self, Networks};
 use super::pretrain;
@@ -22,7 +23,7 @@ use crate::model::Shape;
 use crate::report::save_png;
 use crate::study::{NetworkPlan, RunPlan, Study, StudyResults, StudyRun, Variation, assignments, pictures};
 use crate::train::run_folder::write_whole;
-use crate::train::{Record, RunFolder};
+use crate::train::{Purpose, Record, RunFolder};
 use crate::{Error, Result};
 
 /// What a finished run leaves in its folder for the study.
@@ -181,8 +182,7 @@ impl<'s> Layers<'s> {
         // All seeds share the latents: they are those of the first.
         let drawn = config.data.shards.is_empty().then(|| {
             let name = if plan.data.is_empty() { "teacher" } else { plan.data.as_str() };
-            // Where the study lies is no part of what it computes.
-            let settings = json(&(artist.replace(&*out.to_string_lossy(), ""), &config.synthesize, config.seed))?;
+            let settings = json(&(within(out, &artist), &config.synthesize, config.seed))?;
             let folder = out.join("latents").join(file_name(&format!("{name} {}", config.synthesize.count), &digest(&settings)));
             Ok::<_, Error>(Drawn { folder, artist, seed: config.seed })
         });
@@ -192,12 +192,23 @@ impl<'s> Layers<'s> {
         }
         config.seed = config.seed.wrapping_add(seed);
         config.validate()?;
-        let settings = Config { threads: 0, run_dir: PathBuf::new(), ..config.clone() }.resolved()?;
-        let settings = settings.replace(&*out.to_string_lossy(), "");
+        let mut portable = config.clone();
+        for path in [&mut portable.teacher.checkpoint, &mut portable.distill.student, &mut portable.data.shards] {
+            *path = within(out, path);
+        }
+        let settings = resume::settings(&portable)?;
         let name = file_name(&format!("{} {} seed {}", variation.name, plan.name, config.seed), &digest(&settings));
         let folder = existing(&out.join("runs"), &digest(&settings)).unwrap_or_else(|| out.join("runs").join(name));
         let networks = plan.networks().filter_map(index).collect();
         Ok(Job { variation, plan, config, networks, folder, latents })
+    }
+}
+
+/// A path without the study's own folder: where a study lies is no part of what it computes.
+fn within(out: &Path, path: &str) -> String {
+    match Path::new(path).strip_prefix(out) {
+        Ok(inside) => format!("/{}", inside.display()),
+        Err(_) => path.to_owned(),
     }
 }
 
@@ -286,9 +297,9 @@ fn finished(folder: &Path) -> Result<Option<StudyRun>> {
 }
 
 /// Opens a run folder to go on with it, or creates it.
-fn open(folder: &Path, config: &Config) -> Result<(RunFolder, Config)> {
+fn open(folder: &Path, config: &Config, purpose: Purpose) -> Result<(RunFolder, Config)> {
     if folder.join("config.toml").is_file() {
-        let run = RunFolder::open(folder)?;
+        let run = RunFolder::open(folder, purpose)?;
         // As it began: its folders may have been named otherwise.
         let config = run.config()?;
         return Ok((run, config));
@@ -297,7 +308,7 @@ fn open(folder: &Path, config: &Config) -> Result<(RunFolder, Config)> {
         // A run that was killed before it wrote its settings.
         std::fs::remove_dir_all(folder).map_err(|e| Error::io("remove", folder, e))?;
     }
-    Ok((RunFolder::create(Some(folder), config)?, config.clone()))
+    Ok((RunFolder::create(Some(folder), config, purpose)?, config.clone()))
 }
 
 /// Trains a network by rectified flow, unless that is done.
@@ -306,7 +317,7 @@ fn train<B: Backend>(b: &B, training: &Training) -> Outcome {
         return Ok(());
     }
     let (dataset, pipeline) = pretrain::prepare(&training.config)?;
-    let (mut run, config) = open(&training.folder, &training.config)?;
+    let (mut run, config) = open(&training.folder, &training.config, Purpose::Pretrain)?;
     pretrain::pretrain(b, &config, dataset, pipeline, Dtype::F32, &mut run, Ending::Silent)
 }
 
@@ -316,7 +327,7 @@ fn one<B: Backend>(b: &B, job: &Job<'_>) -> Outcome<StudyRun> {
         draw(b, job, drawn)?;
     }
     let networks = Networks::load(&job.config)?;
-    let (mut run, config) = open(&job.folder, &job.config)?;
+    let (mut run, config) = open(&job.folder, &job.config, Purpose::Distill)?;
     distill::distill(b, &config, &networks, &mut run, Ending::Silent)?;
     let summary = summary(job, &networks, &run)?;
     let mut text = json(&summary)?;

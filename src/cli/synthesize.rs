@@ -58,7 +58,7 @@ pub struct Arguments {
     #[arg(long, value_name = "I/N")]
     shard: Option<String>,
     /// Seed.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::common::seed)]
     seed: Option<u64>,
 }
 

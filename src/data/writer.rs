@@ -3,22 +3,19 @@
 //! A shard and then the manifest that lists it are each replaced atomically. A run started again with the same settings
 //! finds the complete shards and goes on after them; with other settings it refuses and says what differs.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::manifest::{DatasetSettings, LATENTS, MANIFEST, Manifest, PROMPT_INDEX, Part, SEEDS, ShardInfo, part_manifests, shard_number};
 use super::sizes::Share;
-use crate::format::{Data, Entry, TEMPORARY, hex, prepare_safetensors, write_atomically};
+use crate::format::{Data, Entry, LOCK, TEMPORARY, hex, lock, prepare_safetensors, write_atomically};
 use crate::{Error, Result};
 
-/// Held while a folder is being written; where several processes write, while one of them begins.
-const LOCK: &str = ".lock";
-/// How often a process that begins asks for the lock, and how long it waits in between.
-const PATIENCE: (usize, Duration) = (100, Duration::from_millis(50));
+/// How often a process that begins asks for the lock: for five seconds.
+const PATIENCE: usize = 100;
 
 /// Writes a data set, see the module's description. One writer at a time per folder, or one per part of it.
 #[derive(Debug)]
@@ -66,7 +63,8 @@ impl ShardWriter {
             return Err(Error::Config("latents: a shard must take at least 1 sample".into()));
         }
         std::fs::create_dir_all(&folder).map_err(|source| Error::io("create", &folder, source))?;
-        let beginning = lock(&folder, LOCK, if share == Share::WHOLE { 1 } else { PATIENCE.0 })?;
+        // Where several processes write, it is held while one of them begins.
+        let beginning = lock(&folder, LOCK, if share == Share::WHOLE { 1 } else { PATIENCE })?;
         let part = (share != Share::WHOLE).then_some(Part { index: share.index, of: share.of, total, shard_size });
         check_companions(&folder, &settings, part)?;
         let lock = match part {
@@ -260,26 +258,6 @@ impl std::io::Write for Hashing<'_> {
     fn flush(&mut self) -> std::io::Result<()> {
         self.out.flush()
     }
-}
-
-/// Takes a lock of a folder, asking up to `times` times.
-fn lock(folder: &Path, name: &str, times: usize) -> Result<File> {
-    let path = folder.join(name);
-    let file = File::create(&path).map_err(|source| Error::io("create", &path, source))?;
-    for left in (0..times).rev() {
-        match file.try_lock() {
-            Ok(()) => break,
-            Err(TryLockError::WouldBlock) if left > 0 => std::thread::sleep(PATIENCE.1),
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::file(folder, "is being written by another process: wait for it, or choose another folder"));
-            }
-            Err(TryLockError::Error(error)) => {
-                tracing::warn!("{} cannot be locked ({error}): do not write to it twice at once", folder.display());
-                break;
-            }
-        }
-    }
-    Ok(file)
 }
 
 /// Refuses a folder that was begun with other settings or by another number of processes.

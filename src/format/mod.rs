@@ -8,6 +8,7 @@
 mod atomic;
 mod checkpoint;
 pub mod diffusers;
+mod lock;
 pub(crate) mod names;
 pub mod original;
 #[cfg(feature = "text")]
@@ -27,4 +28,5 @@ pub use writer::{Dtype, Tensor, Tensors};
 
 pub(crate) use atomic::{TEMPORARY, replace_folder};
 pub(crate) use checkpoint::hex;
+pub(crate) use lock::{LOCK, lock};
 pub(crate) use writer::{Data, Entry, chunks, prepare_safetensors};

@@ -18,5 +18,5 @@ pub use metrics::{HeadStats, PretrainRecord, QualityRecord, StepRecord, TaskReco
 pub use network::Network;
 pub use optim::{Moments, OptimConfig, Schedule};
 pub use pretrain::{PretrainSettings, Pretrainer, initial_weights};
-pub use run_folder::{Record, RunFolder};
+pub use run_folder::{Purpose, Record, RunFolder};
 pub use watch::Watch;

@@ -22,11 +22,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{PretrainRecord, QualityRecord, StepRecord, TaskRecord};
 use crate::config::{Config, Sources};
+use crate::format::{LOCK, lock};
 use crate::{Error, Result};
 
 const CONFIG: &str = "config.toml";
 const METRICS: &str = "metrics.jsonl";
 const PARTIAL: &str = ".partial";
+/// Folders that every run has from the beginning.
+const PARTS: [&str; 2] = ["samples", "checkpoints"];
 
 /// One line of `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,6 +43,11 @@ pub enum Record {
     Quality(QualityRecord),
     /// A measurement of editing or inpainting.
     Task(TaskRecord),
+    /// The command that began the run.
+    Begun {
+        /// Which.
+        command: Purpose,
+    },
     /// A finished part of the run (`synthesis`, `distillation`, ...), or the part of it that one process did.
     Phase {
         /// Its name.
@@ -60,14 +68,42 @@ impl Record {
             Self::Quality(record) => record.step,
             Self::Task(record) => record.step,
             Self::Phase { step, .. } => *step,
+            Self::Begun { .. } => 0,
         }
     }
 }
 
-/// The folder of one run, open for writing.
+/// What a run is for: the command that makes it, and goes on with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Purpose {
+    /// A student, by `ladd-fast distill`.
+    Distill,
+    /// A teacher, by `ladd-fast pretrain`.
+    Pretrain,
+}
+
+impl Purpose {
+    /// The command that goes on with the run in `folder`.
+    pub fn resumption(self, folder: &Path) -> String {
+        let name = if self == Self::Distill { "distill" } else { "pretrain" };
+        format!("ladd-fast {name} --run {} --resume", quoted(folder))
+    }
+}
+
+/// A path as a shell takes it.
+pub(crate) fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_alphanumeric() || "/._-+=:,@%".contains(c);
+    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+/// The folder of one run, open for writing by this process alone.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
+    /// Held as long as the run is written to.
+    _lock: Option<File>,
     /// Where records are appended to; nothing where the run is only read.
     metrics: Option<File>,
 }
@@ -77,12 +113,13 @@ impl RunFolder {
     ///
     /// # Errors
     /// When the folder exists already or cannot be created.
-    pub fn create(path: Option<&Path>, config: &Config) -> Result<Self> {
+    pub fn create(path: Option<&Path>, config: &Config, purpose: Purpose) -> Result<Self> {
         let path = match path {
             Some(path) => create_named(path)?,
             None => create_dated(&config.run_dir)?,
         };
-        for part in ["samples", "checkpoints"] {
+        let lock = Some(lock(&path, LOCK, 1)?);
+        for part in PARTS {
             let folder = path.join(part);
             fs::create_dir(&folder).map_err(|e| Error::io("create", folder, e))?;
         }
@@ -90,17 +127,52 @@ impl RunFolder {
             format!("# ladd-fast {}: the configuration of this run, as resolved.\n{}", env!("CARGO_PKG_VERSION"), config.resolved()?);
         write_whole(&path.join(CONFIG), text.as_bytes())?;
         let metrics = Some(open_metrics(&path)?);
-        Ok(Self { path, metrics })
+        let mut run = Self { path, _lock: lock, metrics };
+        run.append(&Record::Begun { command: purpose })?;
+        Ok(run)
     }
 
     /// Opens an existing run to continue it.
     ///
     /// # Errors
-    /// When `path` is no run folder.
-    pub fn open(path: &Path) -> Result<Self> {
+    /// When `path` is no run folder, one of another command, or one that another process writes.
+    pub fn open(path: &Path, purpose: Purpose) -> Result<Self> {
         let run = Self::look_at(path)?;
+        let lock = Some(lock(path, LOCK, 1)?);
+        if let Some(other) = run.purpose()?.filter(|found| *found != purpose) {
+            return Err(Error::file(path, format!("is a run of another command: go on with `{}`", other.resumption(path))));
+        }
         mend_last_line(&path.join(METRICS))?;
-        Ok(Self { metrics: Some(open_metrics(path)?), ..run })
+        Ok(Self { _lock: lock, metrics: Some(open_metrics(path)?), ..run })
+    }
+
+    /// The command that began the run, as far as its records tell.
+    ///
+    /// # Errors
+    /// As [`RunFolder::records`].
+    pub fn purpose(&self) -> Result<Option<Purpose>> {
+        Ok(self.records()?.iter().find_map(|record| match record {
+            Record::Begun { command } => Some(*command),
+            Record::Step(_) => Some(Purpose::Distill),
+            Record::Pretrain(_) => Some(Purpose::Pretrain),
+            _ => None,
+        }))
+    }
+
+    /// Removes the folder if nothing was made in it: what failed at once should not be in the way of the next attempt.
+    pub fn discard_untouched(self) {
+        let made = |record: &Record| !matches!(record, Record::Begun { .. } | Record::Phase { .. });
+        let empty = |folder: &Path| fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
+        let trace = |entry: std::io::Result<fs::DirEntry>| {
+            let Ok(path) = entry.map(|entry| entry.path()) else { return true };
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            !([CONFIG, METRICS, LOCK].contains(&name) || empty(&path))
+        };
+        let untouched = self.records().is_ok_and(|records| !records.iter().any(made))
+            && fs::read_dir(&self.path).is_ok_and(|entries| !entries.into_iter().any(trace));
+        if untouched {
+            let _ = fs::remove_dir_all(&self.path); // what is left of it is empty
+        }
     }
 
     /// Opens an existing run to read it, which may be in progress.
@@ -114,7 +186,7 @@ impl RunFolder {
                 path.display()
             )));
         }
-        Ok(Self { path: path.to_owned(), metrics: None })
+        Ok(Self { path: path.to_owned(), _lock: None, metrics: None })
     }
 
     /// The configuration the run was started with.
@@ -301,8 +373,9 @@ fn create_named(path: &Path) -> Result<PathBuf> {
     }
     fs::create_dir(path).map_err(|e| match e.kind() {
         ErrorKind::AlreadyExists => Error::Usage(format!(
-            "the run {0} exists already: choose another folder, or continue it with --run {0} --resume",
-            path.display()
+            "the run {} exists already: choose another folder, or continue it with --run {} --resume",
+            path.display(),
+            quoted(path)
         )),
         _ => Error::io("create", path, e),
     })?;
@@ -358,7 +431,7 @@ mod tests {
 
     fn run(name: &str) -> (tempfile::TempDir, RunFolder) {
         let base = tempfile::tempdir().unwrap();
-        let run = RunFolder::create(Some(&base.path().join("runs").join(name)), &Config::default()).unwrap();
+        let run = RunFolder::create(Some(&base.path().join("runs").join(name)), &Config::default(), Purpose::Distill).unwrap();
         (base, run)
     }
 
@@ -377,18 +450,18 @@ mod tests {
     #[test]
     fn a_run_is_never_overwritten() {
         let (base, run) = run("mine");
-        let error = RunFolder::create(Some(run.path()), &Config::default()).unwrap_err().to_string();
+        let error = RunFolder::create(Some(run.path()), &Config::default(), Purpose::Distill).unwrap_err().to_string();
         assert!(error.contains("exists already") && error.contains("--resume"), "{error}");
         assert_eq!(run.config().unwrap(), Config::default());
         let config = Config { run_dir: base.path().to_owned(), ..Config::default() };
-        let dated: Vec<_> = (0..3).map(|_| RunFolder::create(None, &config).unwrap().path().to_owned()).collect();
+        let dated: Vec<_> = (0..3).map(|_| RunFolder::create(None, &config, Purpose::Distill).unwrap().path().to_owned()).collect();
         assert!(dated[0] != dated[1] && dated[1] != dated[2]);
     }
 
     #[test]
     fn a_folder_without_a_configuration_is_no_run() {
         let folder = tempfile::tempdir().unwrap();
-        let error = RunFolder::open(folder.path()).unwrap_err().to_string();
+        let error = RunFolder::open(folder.path(), Purpose::Distill).unwrap_err().to_string();
         assert!(error.contains("is no run folder"), "{error}");
     }
 
@@ -399,12 +472,51 @@ mod tests {
             run.append(&step(n)).unwrap();
         }
         fs::OpenOptions::new().append(true).open(run.join(METRICS)).unwrap().write_all(b"{\"kind\":\"st").unwrap();
-        let mut again = RunFolder::open(run.path()).unwrap();
-        assert_eq!(again.records().unwrap().len(), 5);
-        assert_eq!(again.truncate_after(3).unwrap().len(), 3);
+        let path = run.path().to_owned();
+        drop(run);
+        let mut again = RunFolder::open(&path, Purpose::Distill).unwrap();
+        let steps = |run: &RunFolder| run.records().unwrap().iter().map(Record::step).collect::<Vec<_>>();
+        assert_eq!(steps(&again), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(again.truncate_after(3).unwrap().len(), 4);
         again.append(&step(4)).unwrap();
-        let steps: Vec<_> = again.records().unwrap().iter().map(Record::step).collect();
-        assert_eq!(steps, [1, 2, 3, 4]);
+        assert_eq!(steps(&again), [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_run_is_written_by_one_process_and_gone_on_with_by_its_own_command() {
+        let (_base, mut run) = run("my run");
+        let path = run.path().to_owned();
+        let open = |purpose| RunFolder::open(&path, purpose).map(drop).map_err(|error| error.to_string());
+        assert!(open(Purpose::Distill).unwrap_err().contains("another process"));
+        assert_eq!(RunFolder::look_at(&path).unwrap().purpose().unwrap(), Some(Purpose::Distill));
+        // A version that did not note the command is known by its steps.
+        fs::write(path.join(METRICS), "").unwrap();
+        assert_eq!(run.purpose().unwrap(), None);
+        run.append(&Record::Pretrain(PretrainRecord::default())).unwrap();
+        drop(run);
+        let error = open(Purpose::Distill).unwrap_err();
+        assert!(error.contains("ladd-fast pretrain --run '") && error.ends_with("my run' --resume`"), "{error}");
+        open(Purpose::Pretrain).unwrap();
+    }
+
+    #[test]
+    fn what_failed_at_once_leaves_nothing() {
+        let phase = || Record::Phase { name: "synthesis".into(), seconds: 0.1, step: 0 };
+        let (_base, mut untouched) = run("untouched");
+        untouched.append(&phase()).unwrap();
+        let path = untouched.path().to_owned();
+        untouched.discard_untouched();
+        assert!(!path.exists());
+        let (_base, mut trained) = run("trained");
+        trained.append(&step(1)).unwrap();
+        let path = trained.path().to_owned();
+        trained.discard_untouched();
+        assert!(path.exists());
+        let (_base, drawn) = run("drawn");
+        fs::write(drawn.folder("latents").unwrap().join("manifest.json"), "{}").unwrap();
+        let path = drawn.path().to_owned();
+        drawn.discard_untouched();
+        assert!(path.exists());
     }
 
     #[test]
@@ -420,7 +532,7 @@ mod tests {
     fn numbers_that_are_not_finite_survive() {
         let (_base, mut run) = run("mine");
         run.append(&Record::Step(StepRecord { step: 1, loss_d: f32::NAN, ..StepRecord::default() })).unwrap();
-        match &run.records().unwrap()[0] {
+        match &run.records().unwrap()[1] {
             Record::Step(record) => assert!(record.loss_d.is_nan() && record.loss_g == 0.0),
             other => panic!("{other:?}"),
         }

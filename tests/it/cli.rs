@@ -315,6 +315,67 @@ fn run_resumed(name: &str) -> String {
     text(&output.stderr)
 }
 
+#[test]
+fn a_run_goes_on_by_its_own_command_and_in_another_place() {
+    let folder = TempDir::new().unwrap();
+    std::fs::copy(TEACHER.path(), folder.path().join("teacher.safetensors")).unwrap();
+    let mut arguments = distill("runs/one", &["--set", "distill.control=false"]);
+    let teacher = arguments.iter().position(|a| *a == TEACHER.path()).unwrap();
+    arguments[teacher] = "teacher.safetensors";
+    succeed_in(folder.path(), &arguments);
+    let run = folder.path().join("runs/one");
+    let whole = bytes(&run, "student/student.safetensors");
+    let error = refuse(&["pretrain", "--run", run.to_str().unwrap(), "--resume"]);
+    assert!(error.contains("run of another command") && error.contains("ladd-fast distill --run"), "{error}");
+
+    // Killed, and its files moved: the settings that it began with are corrected by hand.
+    std::fs::remove_dir_all(run.join("student")).unwrap();
+    std::fs::remove_dir_all(run.join("checkpoints/step_000006")).unwrap();
+    std::fs::rename(folder.path().join("teacher.safetensors"), folder.path().join("elsewhere.safetensors")).unwrap();
+    let error = refuse(&["sample", "--network", run.to_str().unwrap(), "bag"]);
+    assert!(error.contains("no result yet") && error.contains(&format!("distill --run {} --resume", run.display())), "{error}");
+    let config = std::fs::read_to_string(run.join("config.toml")).unwrap();
+    let place = folder.path().join("elsewhere.safetensors");
+    std::fs::write(run.join("config.toml"), config.replace("teacher.safetensors", place.to_str().unwrap())).unwrap();
+    let said = run_resumed(run.to_str().unwrap());
+    assert!(said.contains("elsewhere.safetensors: the run goes on to the same bits"), "{said}");
+    assert!(whole == bytes(&run, "student/student.safetensors"), "the resumed student differs");
+}
+
+#[test]
+fn what_failed_at_once_is_not_in_the_way() {
+    let folder = TempDir::new().unwrap();
+    let run = folder.path().join("run");
+    let name = run.to_str().unwrap();
+    for wrong in [&["--device", "cuda:77"][..], &["--set", "synthesize.prompts=nowhere.txt"], &["--data", "nowhere"]] {
+        refuse(&distill(name, wrong));
+        assert!(!run.exists(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn nothing_is_written_over_a_network() {
+    let folder = TempDir::new().unwrap();
+    let network = folder.path().join("network.safetensors");
+    std::fs::copy(TEACHER.path(), &network).unwrap();
+    let name = network.to_str().unwrap();
+    for command in ["merge", "unmerge"] {
+        let error = refuse(&["lora", command, name, "lora.safetensors", "--out", name]);
+        assert!(error.contains("exists already"), "{error}");
+    }
+    assert!(refuse(&["lora", "convert", "lora.safetensors", "--out", name]).contains("exists already"));
+    assert!(refuse(&["lora", "extract", name, name, "--out", folder.path().to_str().unwrap()]).contains("exists already"));
+}
+
+#[test]
+fn a_seed_that_no_file_can_hold_is_refused() {
+    for command in [&["sample", "bag"][..], &["distill"], &["pretrain"], &["synthesize", "--out", "x"]] {
+        let output = run(&[command, &["--seed", "9223372036854775808"]].concat());
+        assert_eq!(output.status.code(), Some(2));
+        assert!(text(&output.stderr).contains("from 0 to 9223372036854775807"), "{}", text(&output.stderr));
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn ctrl_c_leaves_a_run_that_can_be_resumed() {

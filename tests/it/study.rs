@@ -8,7 +8,7 @@ use flate2::write::GzEncoder;
 use ladd_fast::study::StudyResults;
 use tempfile::TempDir;
 
-use crate::cli::{TEACHER, refuse, run, succeed, text};
+use crate::cli::{TEACHER, refuse, run, succeed, succeed_in, text};
 
 const STUDY: &str = r#"
 title = "Tiny"
@@ -66,8 +66,10 @@ impl Bench {
     fn arguments(&self, more: &[&str]) -> Vec<String> {
         let path = |name: &str| self.path(name).to_string_lossy().into_owned();
         let teacher = format!("teacher.checkpoint={}", TEACHER.path());
-        let all = ["study", "--study", &path("study.toml"), "--out", &path("out"), "--set", &teacher];
-        all.iter().chain(more).map(|a| (*a).to_owned()).collect()
+        let out = path("out");
+        let out: &[&str] = if more.contains(&"--out") { &[] } else { &["--out", &out] };
+        let all = ["study", "--study", &path("study.toml"), "--set", &teacher];
+        all.iter().chain(out).chain(more).map(|a| (*a).to_owned()).collect()
     }
 
     /// What it says on the way.
@@ -104,6 +106,9 @@ fn a_study_repeats_nothing_and_goes_on_where_it_stopped() {
     assert!(said.contains("run 4 of 4: noise, m = 1, seed 1"), "{said}");
     let first = bench.results();
     assert_eq!((first.runs.len(), first.planned, bench.runs().len()), (4, 4, 4));
+    let slash = format!("{}/", bench.path("out").display());
+    let again = bench.go(&["--what", "noise", "--seeds", "2", "--out", &slash]);
+    assert!(!again.contains("run 1 of 4"), "{again}");
     assert!(bench.path("out/noise.png").is_file() && !bench.path("out/methods.png").exists());
     let one = &first.runs[0];
     assert_eq!((one.latents, one.steps, one.value, one.quality.len()), (16, 4, Some(-1.0), 6), "before, and after 2 and 4 steps");
@@ -214,4 +219,24 @@ fn mistakes_are_one_line() {
     let error = refuse(&["study", "--study", "no/such-study.toml"]);
     assert!(error.contains("cannot read the study no/such-study.toml"), "{error}");
     assert!(succeed(&["study", "--help"]).contains("--seeds"));
+}
+
+#[test]
+fn a_study_in_a_folder_with_a_short_name_keeps_its_runs_apart() {
+    let folder = TempDir::new().unwrap();
+    let set = STUDY.lines().find(|line| line.starts_with("set")).unwrap();
+    let runs: String = [4, 14]
+        .map(|steps| format!("[[variation.run]]\nname = \"{steps}\"\nvalue = {steps}\nset = {{ distill.steps = {steps} }}\n"))
+        .concat();
+    let study = format!(
+        "title = \"Steps\"\n{set}\n[[variation]]\nname = \"steps\"\ntitle = \"Steps\"\ndraw = \"value\"\nacross = \"steps\"\n{runs}"
+    );
+    std::fs::write(folder.path().join("study.toml"), study).unwrap();
+    let teacher = format!("teacher.checkpoint={}", TEACHER.path());
+    succeed_in(folder.path(), &["study", "--study", "study.toml", "--out", "1", "--set", &teacher]);
+    let results: StudyResults = serde_json::from_slice(&std::fs::read(folder.path().join("1/results.json")).unwrap()).unwrap();
+    assert_eq!(results.runs.iter().map(|run| run.steps).collect::<Vec<_>>(), [4, 14]);
+    assert_eq!(std::fs::read_dir(folder.path().join("1/runs")).unwrap().count(), 2);
+    let ends: std::collections::BTreeSet<_> = results.runs.iter().map(|run| run.folder.rsplit('-').next().unwrap().to_owned()).collect();
+    assert_eq!(ends.len(), 2, "two runs, one digest: {ends:?}");
 }

@@ -13,6 +13,7 @@ use crate::data::{
 use crate::device::Backend;
 use crate::flow::{SampleSettings, SamplerKind};
 use crate::format::{Dtype, Pipeline};
+use crate::vae::CodecConfig;
 use crate::{Error, Result};
 
 /// Draws the latents of `config` into `folder`, or what is still missing there: all, or the share of one of several processes.
@@ -27,7 +28,14 @@ pub fn synthesize<B: Backend>(
 ) -> Outcome {
     let pipeline = teacher.pipeline();
     let list = match config.prompts.as_str() {
-        "" => fashion_mnist::CLASS_NAMES.map(String::from).to_vec(),
+        "" if matches!(pipeline.codec, CodecConfig::Dct { channels: 1, .. }) => fashion_mnist::CLASS_NAMES.map(String::from).to_vec(),
+        "" => {
+            return Err(Error::Config(format!(
+                "{} draws other pictures than the demo's: name a file of prompts with synthesize.prompts (--prompts), or latents with --data",
+                teacher.name
+            ))
+            .into());
+        }
         path => read_prompts(path, &config.prompt_key)?,
     };
     let (names, places) = unique_prompts(&list);

@@ -12,7 +12,7 @@ pub mod output;
 pub mod progress;
 pub mod resume;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -127,6 +127,24 @@ pub fn start_threads(threads: usize) -> Result<()> {
         .num_threads(threads)
         .build_global()
         .map_err(|e| Error::Usage(format!("cannot start {threads} worker threads: {e}; choose fewer with --threads")))
+}
+
+/// A seed on the command line, which a configuration file can hold too.
+pub fn seed(text: &str) -> Result<u64, String> {
+    let seed = text.parse().ok().filter(|seed| i64::try_from(*seed).is_ok());
+    seed.ok_or_else(|| format!("a seed is a whole number from 0 to {}", i64::MAX))
+}
+
+/// Refuses to write over what is there: `out` must not exist, or be an empty folder.
+///
+/// # Errors
+/// When it exists.
+pub fn must_be_new(out: &Path) -> Result<()> {
+    let empty = out.is_dir() && std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_none());
+    match std::fs::symlink_metadata(out) {
+        Ok(_) if !empty => Err(Error::file(out, "exists already: name another with --out, or delete it")),
+        _ => Ok(()),
+    }
 }
 
 /// A flag for the configuration, if it was given.

@@ -15,7 +15,7 @@ use crate::format::{
 use crate::model::mmdit::{MmditLayout, NamedTensor, PATCH_EMBEDDING, POS_EMBED, split, widened};
 use crate::model::{Mmdit, ModelConfig};
 use crate::text::TextConfig;
-use crate::train::{Network, OptimConfig};
+use crate::train::{Network, OptimConfig, Purpose, RunFolder};
 use crate::vae::CodecConfig;
 use crate::{Error, Result};
 
@@ -67,7 +67,8 @@ fn read(path: &Path) -> Result<NetworkFile> {
         return NetworkFile::open(file);
     }
     if path.join("config.toml").is_file() {
-        return Err(Error::file(path, "this run has no result yet: finish it with `ladd-fast distill --run FOLDER --resume`"));
+        let purpose = RunFolder::look_at(path)?.purpose()?.unwrap_or(Purpose::Distill);
+        return Err(Error::file(path, format!("this run has no result yet: finish it with `{}`", purpose.resumption(path))));
     }
     imported(diffusers::open(path)?, downscale(path)?)
 }

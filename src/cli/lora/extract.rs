@@ -30,7 +30,7 @@ pub struct Extract {
     #[arg(long, value_name = "NAME,NAME,...", value_delimiter = ',', default_value = "all")]
     targets: Vec<String>,
     #[command(flatten)]
-    target: ToAdapters,
+    pub target: ToAdapters,
 }
 
 /// Rewrite adapters as diffusers or PEFT have them.
@@ -46,7 +46,7 @@ pub struct Convert {
     #[arg(long, value_name = "PATH", default_value = "builtin")]
     network: PathBuf,
     #[command(flatten)]
-    target: ToAdapters,
+    pub target: ToAdapters,
 }
 
 pub fn convert(arguments: &Convert) -> Outcome {

@@ -26,7 +26,7 @@ pub struct Merge {
     #[arg(long, value_name = "X", default_value = "1", allow_negative_numbers = true)]
     scale: Vec<f32>,
     #[command(flatten)]
-    target: ToNetwork,
+    pub target: ToNetwork,
 }
 
 /// Take adapters away from a network that they were merged into.
@@ -50,7 +50,7 @@ pub struct Unmerge {
     #[arg(long, value_name = "NETWORK")]
     against: Option<PathBuf>,
     #[command(flatten)]
-    target: ToNetwork,
+    pub target: ToNetwork,
 }
 
 pub fn merge(config: &Config, arguments: &Merge) -> Outcome {

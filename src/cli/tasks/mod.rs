@@ -17,7 +17,7 @@ use crate::data::{FashionMnist, LatentDataset};
 use crate::device::Backend;
 use crate::edit::Task;
 use crate::format::Dtype;
-use crate::train::{Record, RunFolder};
+use crate::train::{Purpose, Record, RunFolder};
 use crate::vae::CodecConfig;
 use crate::{Error, Result};
 
@@ -140,8 +140,10 @@ pub fn prepare<B: Backend>(b: &B, config: &Config, given: &Loaded, run: &mut Run
     let file = folder.join("teacher/teacher.safetensors");
     if !file.is_file() {
         let started = Instant::now();
-        let mut own =
-            if folder.join("config.toml").is_file() { RunFolder::open(&folder)? } else { RunFolder::create(Some(&folder), config)? };
+        let mut own = match folder.join("config.toml").is_file() {
+            true => RunFolder::open(&folder, Purpose::Pretrain)?,
+            false => RunFolder::create(Some(&folder), config, Purpose::Pretrain)?,
+        };
         let start = Start::From(Box::new(widened(given, config.task)?));
         let course = Course { dataset: dataset.clone(), start, dtype: Dtype::F32 };
         output::note(&format!("first a teacher that {}s, from {}", config.task.name(), given.name));
