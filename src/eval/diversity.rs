@@ -21,7 +21,7 @@ pub fn mean_distance_within_classes(images: &[f32], size: usize, labels: &[usize
     }
     let means: Vec<f64> = classes.values().filter(|members| members.len() > 1).map(|members| mean_distance(members)).collect();
     if means.is_empty() {
-        return Err(Error::Usage("diversity needs a class with at least two images: draw more images".into()));
+        return Err(Error::Usage("diversity needs a class with at least two images: draw more (eval.samples, --samples)".into()));
     }
     Ok(means.iter().sum::<f64>() / means.len() as f64)
 }

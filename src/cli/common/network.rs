@@ -57,10 +57,17 @@ fn builtin() -> Result<NetworkFile> {
 
 fn read(path: &Path) -> Result<NetworkFile> {
     if !path.is_dir() {
-        return match SafetensorsFile::open(path)?.metadata().contains_key("ladd_fast") {
-            true => NetworkFile::open(path),
-            false => imported(original::open(path)?, DOWNSCALE),
-        };
+        let file = SafetensorsFile::open(path)?;
+        if file.metadata().contains_key("ladd_fast") {
+            return NetworkFile::open(path);
+        }
+        if file.names().iter().any(|name| name.contains("lora_")) {
+            return Err(Error::file(
+                path,
+                "holds adapters (LoRA), no network: `ladd-fast lora inspect` describes them, --lora adds them to a network",
+            ));
+        }
+        return imported(original::open(path)?, DOWNSCALE);
     }
     let results = ["student/student.safetensors", "teacher/teacher.safetensors", "student.safetensors", "teacher.safetensors"];
     if let Some(file) = results.iter().map(|name| path.join(name)).find(|file| file.is_file()) {
@@ -69,6 +76,12 @@ fn read(path: &Path) -> Result<NetworkFile> {
     if path.join("config.toml").is_file() {
         let purpose = RunFolder::look_at(path)?.purpose()?.unwrap_or(Purpose::Distill);
         return Err(Error::file(path, format!("this run has no result yet: finish it with `{}`", purpose.resumption(path))));
+    }
+    if path.join("state.json").is_file() {
+        return Err(Error::file(path, "is a checkpoint, from which a run goes on: name the run's folder"));
+    }
+    if !["transformer/config.json", "config.json"].iter().any(|name| path.join(name).is_file()) {
+        return Err(Error::file(path, "holds no network: name a finished run, a folder of diffusers, or a .safetensors file"));
     }
     imported(diffusers::open(path)?, downscale(path)?)
 }
@@ -302,6 +315,11 @@ mod tests {
         assert!(load("no/such.safetensors").unwrap_err().to_string().contains("no/such.safetensors"));
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("config.toml"), "").unwrap();
-        assert!(load(folder.path().to_str().unwrap()).unwrap_err().to_string().contains("no result yet"));
+        let refused = || load(folder.path().to_str().unwrap()).unwrap_err().to_string();
+        assert!(refused().contains("no result yet"));
+        std::fs::remove_file(folder.path().join("config.toml")).unwrap();
+        assert!(refused().contains("holds no network"));
+        std::fs::write(folder.path().join("state.json"), "").unwrap();
+        assert!(refused().contains("is a checkpoint"));
     }
 }
