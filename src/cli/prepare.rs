@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
+use super::common::output::many;
 use super::common::{Encoders, Globals, Outcome, Stop, flag, interrupt, number, output};
 use crate::config::{Config, PrepareConfig};
 use crate::data::prepare::{EmojiChoice, Found, Picture, Skipped, Source, captions, find, held_out, names, pair_up};
@@ -265,9 +266,4 @@ fn conclude(folder: &Path, trained: &Written, held: usize, skipped: &[&Skipped],
     }
     output::result(&format!("look at {}", folder.join(CONTACT_SHEET).display()));
     Ok(())
-}
-
-/// A count with its noun.
-fn many(count: usize, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }

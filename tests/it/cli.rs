@@ -107,6 +107,24 @@ fn info_describes_what_it_is_given() {
     assert!(network.contains("role         teacher") && network.contains("1 blocks, 2 heads of 8"), "{network}");
 }
 
+/// A full disk behind standard output is an error, a reader that went away is none.
+#[cfg(target_os = "linux")]
+#[test]
+fn results_that_cannot_be_written_are_an_error() {
+    use std::process::Stdio;
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    for arguments in [&["info"][..], &["info", TEACHER.path()], &["--help"], &["--version"]] {
+        let output = program(arguments).stdout(full()).output().unwrap();
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
+        assert!(message.starts_with("error: standard output cannot be written") && message.lines().count() == 1, "{message}");
+        let mut child = program(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{arguments:?}: {}", text(&output.stderr));
+    }
+}
+
 #[test]
 fn devices_that_are_not_there_are_explained() {
     assert!(refuse(&["info", "--device", "gpu"]).contains("device = \"gpu\" must be auto, cpu, cuda or cuda:N"));
