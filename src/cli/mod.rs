@@ -75,7 +75,7 @@ pub fn main() -> ExitCode {
 
 /// The exit code of what a command came to; success only if what it had to say was written.
 fn conclude(outcome: Result<(), Stop>) -> ExitCode {
-    match outcome.and_then(|()| Ok(common::output::check()?)) {
+    match outcome.and_then(|()| common::output::check().map_err(Stop::from)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Stop::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(Stop::Error(error)) => {

@@ -107,6 +107,41 @@ fn info_describes_what_it_is_given() {
     assert!(network.contains("role         teacher") && network.contains("1 blocks, 2 heads of 8"), "{network}");
 }
 
+/// Prompts that make the same name, and calls that are repeated, number on; what is no folder is noticed before anything is drawn.
+#[test]
+fn no_picture_is_overwritten() {
+    let folder = TempDir::new().unwrap();
+    let sample = |more: &[&str]| {
+        succeed_in(folder.path(), &[&["sample", "--network", TEACHER.path(), "--width", "16", "--height", "16", "--steps"], more].concat())
+    };
+    let long = "a".repeat(48);
+    let arguments = ["1", "bag", "bag", "a b", "a-b", &format!("{long}1"), &format!("{long}2")];
+    let said = sample(&arguments);
+    assert!(said.contains("6 images in samples, all together in samples/grid.png"), "{said}");
+    let names = || {
+        let mut names: Vec<_> =
+            std::fs::read_dir(folder.path().join("samples")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let long = |number: u32| format!("{long}-seed0-{number:02}.png");
+    let first = ["a-b-seed0-00.png", "a-b-seed0-01.png", &long(0), &long(1), "bag-seed0-00.png", "bag-seed0-01.png", "grid.png"];
+    assert_eq!(names(), first);
+    let before = bytes(&folder.path().join("samples"), "bag-seed0-00.png");
+    let said = sample(&["2", "bag"]);
+    assert!(said.contains("1 image in samples, all together in samples/grid-00.png"), "{said}");
+    assert_eq!(names().len(), first.len() + 2);
+    assert_eq!(before, bytes(&folder.path().join("samples"), "bag-seed0-00.png"));
+    assert!(before != bytes(&folder.path().join("samples"), "bag-seed0-02.png"), "another number of steps");
+
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let output = run(&["sample", "--network", TEACHER.path(), "--steps", "1", "--out", file.to_str().unwrap(), "bag"]);
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(message.contains("is a file: name a folder") && !message.contains("sampling"), "{message}");
+}
+
 /// A full disk behind standard output is an error, a reader that went away is none.
 #[cfg(target_os = "linux")]
 #[test]
