@@ -111,8 +111,12 @@ fn a_network_that_edits() {
     RgbImage::new(30, 32).save(path("odd.png")).unwrap();
     let bad = |image: &str, network: &str, out: &str| refuse(&["edit", image, "--prompt", "mirror it", "--network", network, "--out", out]);
     assert!(bad(&path("none.png"), &run, &out).contains("cannot read"));
-    assert!(bad(&path("cut.png"), &run, &out).contains("is no picture that can be read"));
-    assert!(bad(&path("odd.png"), &run, &out).contains("no multiple of 8"));
+    assert!(bad(&path("cut.png"), &run, &out).contains("cut.png: cannot be decoded"));
+    let odd = bad(&path("odd.png"), &run, &out);
+    assert!(odd.contains("no multiple of 8") && odd.contains("crop or resize it to multiples of 8"), "{odd}");
+    assert!(bad(&source, &run, &source).contains("source.png would be overwritten"));
+    picture(path("out-before-after.png").as_ref());
+    assert!(bad(&path("out-before-after.png"), &run, &out).contains("out-before-after.png would be overwritten"));
     assert!(
         bad(&source, TEACHER.path(), &out).contains("use `ladd-fast sample`, or train one with `ladd-fast distill --preset demo-edit`")
     );
@@ -151,6 +155,8 @@ fn a_network_that_inpaints() {
     RgbImage::from_pixel(32, 24, Rgb([255; 3])).save(path("small.png")).unwrap();
     let bad = |mask: &str| refuse(&["inpaint", &source, mask, "--network", &run, "--out", &out]);
     assert!(bad(&path("black.png")).contains("nothing to fill"));
+    let over = refuse(&["inpaint", &source, &mask, "--network", &run, "--out", &path("./mask.png")]);
+    assert!(over.contains("mask.png would be overwritten"), "{over}");
     assert!(bad(&path("small.png")).contains("a mask is as large as its picture"));
     assert!(bad(&path("none.png")).contains("cannot read"));
     assert!(refuse(&["edit", &source, "--prompt", "x", "--network", &run]).contains("use `ladd-fast inpaint`"));
