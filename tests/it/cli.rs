@@ -92,7 +92,8 @@ fn missing_and_damaged_files_are_named() {
     let (empty, damaged) = (folder.path().to_str().unwrap(), damaged.to_str().unwrap());
     assert!(refuse(&["sample", "--network", "no/such.safetensors", "bag"]).contains("no/such.safetensors"));
     assert!(refuse(&["eval", "--network", damaged]).contains("damaged.safetensors"));
-    assert!(refuse(&["info", "no/such"]).contains("no/such"));
+    assert!(refuse(&["info", "no/such"]).contains("no/such: there is nothing of that name"));
+    assert!(refuse(&["info", "no/such", "--verify"]).contains("no/such: there is nothing of that name"));
     assert!(refuse(&["pretrain", "--images", empty]).contains("get-demo-data"));
     assert!(refuse(&["distill", "--run", empty, "--resume"]).contains("no run folder"));
     assert!(refuse(&["distill", "--run", empty, "--teacher", TEACHER.path()]).contains("exists already"));
@@ -104,7 +105,8 @@ fn info_describes_what_it_is_given() {
     let machine = succeed(&["info", "--threads", "1"]);
     assert!(machine.contains("demo-quick") && machine.contains("threads      1"), "{machine}");
     let network = succeed(&["info", TEACHER.path()]);
-    assert!(network.contains("role         teacher") && network.contains("1 blocks, 2 heads of 8"), "{network}");
+    assert!(network.contains("role         teacher") && network.contains("1 block, 2 heads of 8"), "{network}");
+    assert!(network.contains("task         draws from prompts alone"), "{network}");
 }
 
 /// Prompts that make the same name, and calls that are repeated, number on; what is no folder is noticed before anything is drawn.
@@ -256,7 +258,8 @@ fn a_whole_run_leaves_everything_behind() {
 
     assert!(refuse(&distill(name, &[])).contains("exists already"));
     assert!(refuse(&["distill", "--run", name, "--resume", "--steps", "9"]).contains("--steps cannot be combined with --resume"));
-    assert!(succeed(&["info", name]).contains("6 of 6"));
+    let info = succeed(&["info", name]);
+    assert!(info.contains("6 of 6") && info.contains("state        finished\n"), "{info}");
     assert!(succeed(&["info", &format!("{name}/latents")]).contains("24 of 24 in 2 shards"));
 
     let out = folder.path().join("images");
@@ -390,7 +393,9 @@ fn ctrl_c_leaves_a_run_that_can_be_resumed() {
     assert_eq!(output.status.code(), Some(130), "{message}");
     assert!(message.contains("go on with: ladd-fast distill --run"), "{message}");
     assert_eq!(std::fs::read_dir(run.join("checkpoints")).unwrap().count(), 1);
-    assert!(succeed(&["info", name]).contains("checkpoint"));
+    let info = succeed(&["info", name]);
+    let state = format!("state        unfinished; unless it is running now, go on with: ladd-fast distill --run {name} --resume\n");
+    assert!(info.contains("checkpoint") && info.contains(&state), "{info}");
 }
 
 #[test]

@@ -57,6 +57,13 @@ fn run_and_resume(task: &str) -> TempDir {
     let width = if task == "edit" { 32 } else { 33 };
     assert_eq!((&config["in_channels"], &config["out_channels"]), (&width.into(), &16.into()));
     assert!(succeed(&["info", name]).contains("4 of 4"));
+    assert!(succeed(&["info", "run/teacher-run"]).contains("state        finished\n"));
+    let (what, more) = if task == "edit" { ("edits pictures", 16) } else { ("fills holes in pictures", 17) };
+    let network = succeed(&["info", "run/student/student.safetensors"]);
+    assert!(
+        network.contains(&format!("task         {what}")) && network.contains(&format!("16 channels and {more} that condition")),
+        "{network}"
+    );
 
     let student = bytes(&run, "student/student.safetensors");
     for gone in
@@ -64,6 +71,11 @@ fn run_and_resume(task: &str) -> TempDir {
     {
         std::fs::remove_dir_all(run.join(gone)).unwrap();
     }
+    let begun = succeed(&["info", "run/teacher-run"]);
+    assert!(
+        begun.contains("state        unfinished; unless it is running now, go on with: ladd-fast distill --run run --resume\n"),
+        "{begun}"
+    );
     succeed(&["distill", "--run", name, "--resume"]);
     assert!(student == bytes(&run, "student/student.safetensors"), "resumed in the teacher's training, another student");
     for gone in ["student", "checkpoints/step_000004"] {
