@@ -27,7 +27,7 @@ Examples:
   ladd-fast edit boot.png --prompt \"make a sneaker\" --network runs/NAME --steps 1 --out sneaker.png
   ladd-fast edit boot.png --prompt \"invert it\" --network runs/NAME/teacher-run --steps 50 --guidance 3 --image-guidance 1.5")]
 pub struct Arguments {
-    /// The picture: PNG or JPEG.
+    /// The picture: PNG, JPEG or WebP.
     #[arg(value_name = "IMAGE")]
     image: PathBuf,
     /// What to do with it.
@@ -55,14 +55,14 @@ pub(super) struct Drawing {
     /// Seed.
     #[arg(long, value_name = "N", value_parser = super::common::seed)]
     pub seed: Option<u64>,
-    /// The PNG file to write; beside it goes FILE-before-after.png.
+    /// The PNG file to write, none of those that are read; beside it goes FILE-before-after.png.
     #[arg(long, value_name = "FILE", default_value = "drawn.png")]
     pub out: PathBuf,
 }
 
 impl Drawing {
-    /// The settings, and the network, which must be for `task`.
-    pub fn load(&self, globals: &Globals, task: Task) -> Result<(Config, Loaded, SampleSettings)> {
+    /// The settings, and the network, which must be for `task`. No file that is read may be written.
+    pub fn load(&self, globals: &Globals, task: Task, read: &[&Path]) -> Result<(Config, Loaded, SampleSettings)> {
         let config = globals.load(vec![
             number("sample.steps", "--steps", self.steps),
             flag("sample.guidance", "--guidance", self.guidance),
@@ -71,6 +71,12 @@ impl Drawing {
         ])?;
         if self.out.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("png")) {
             return Err(Error::Usage(format!("--out {}: the file to write must end in .png", self.out.display())));
+        }
+        for (read, written) in read.iter().flat_map(|read| [self.out.clone(), self.beside()].map(|written| (read, written))) {
+            if is_same(read, &written) {
+                let (out, read) = (self.out.display(), read.display());
+                return Err(Error::Usage(format!("--out {out}: {read} would be overwritten: name another file")));
+            }
         }
         let loaded = tasks::load(&self.network, task)?;
         let settings = sample::settings(&config.sample, loaded.pipeline());
@@ -91,19 +97,25 @@ impl Drawing {
             columns: names.into_iter().map(str::to_owned).collect(),
             groups: vec![Group { title: String::new(), rows: vec![Row { label: String::new(), note: String::new(), images }] }],
         };
-        let beside = self.out.with_file_name(format!("{}-before-after.png", stem(&self.out)));
+        let beside = self.beside();
         save_png(&draw_grid(&grid), &beside)?;
         output::result(&format!("{}, and before and after in {}", self.out.display(), beside.display()));
         Ok(())
     }
+
+    /// Where before and after go.
+    fn beside(&self) -> PathBuf {
+        self.out.with_file_name(format!("{}-before-after.png", self.out.file_stem().unwrap_or_default().to_string_lossy()))
+    }
 }
 
-fn stem(path: &Path) -> String {
-    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+/// Whether two paths, by whatever links, lead to one file that exists.
+fn is_same(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
 pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
-    let (config, loaded, settings) = arguments.drawing.load(globals, Task::Edit)?;
+    let (config, loaded, settings) = arguments.drawing.load(globals, Task::Edit, &[&arguments.image])?;
     let encoders = Encoders::new(&config.encoders, loaded.pipeline(), &loaded.name);
     let source = Source::read(&arguments.image, &encoders)?;
     let device = Device::open(&config.device, config.deterministic)?;

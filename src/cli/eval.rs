@@ -10,6 +10,7 @@ use clap::Args;
 
 use super::common::device::on_device;
 use super::common::measure::{Bench, student_settings, teacher_settings};
+use super::common::output::many;
 use super::common::{Device, Encoders, Globals, Loaded, Loras, Outcome, Painter, Progress, flag, network, number, output};
 use super::tasks;
 use crate::Error;
@@ -128,6 +129,6 @@ fn measure<B: Backend>(
     for settings in settings {
         quality.extend(bench.measure(&mut painter, &params, settings, (name, 0), &mut progress)?.map(|(record, _)| record));
     }
-    progress.finish(&format!("{} settings, {} images each", settings.len(), config.eval.samples));
+    progress.finish(&format!("{}, {} each", many(settings.len(), "setting"), many(config.eval.samples, "image")));
     Ok(quality)
 }

@@ -5,24 +5,31 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::common;
+use super::common::output::many;
 use super::common::{Device, Globals, Loaded, Outcome, network, output};
+use super::prepare::SKIPPED;
 use crate::config::PRESETS;
 use crate::data::{Manifest, Origin, Preparation, Synthesis};
+use crate::edit::Task;
 use crate::model::ModelConfig;
+use crate::study::StudyResults;
 use crate::train::{Record, RunFolder};
 use crate::{Error, Result};
 
-/// Describe a network, a folder of latents, a run, or this machine.
+/// Folder of the teacher's own run, within that of a distillation for a task.
+const TEACHER_RUN: &str = "teacher-run";
+
+/// Describe a network, a folder of latents, a run, a study, or this machine.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   ladd-fast info                          version, device, presets
   ladd-fast info builtin                  the demo's teacher
-  ladd-fast info runs/NAME                a run: how far it is, what it reached
+  ladd-fast info runs/NAME                a run: how far it is, how to go on, what it reached
   ladd-fast info latents --verify         a folder of training latents, every checksum compared
   ladd-fast info sd3.5_medium.safetensors")]
 pub struct Arguments {
-    /// A network, a folder of latents, a run; without it: the program and the machine.
+    /// A network, a folder of latents, a run, a study; without it: the program and the machine.
     #[arg(value_name = "PATH")]
     path: Option<PathBuf>,
     /// Compare the checksum of every shard of a folder of latents.
@@ -34,15 +41,16 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
     let config = globals.load(Vec::new())?;
     let lines = match arguments.path.as_deref() {
         None => program(&config.device)?,
+        Some(path) if path != Path::new("builtin") && !path.exists() => {
+            let about = "there is nothing of that name: give a network, a folder of latents, a run, or `builtin`";
+            return Err(Error::file(path, about).into());
+        }
         Some(path) if Manifest::is_there(path) => latents(path, arguments.verify)?,
         Some(path) if arguments.verify => {
             return Err(Error::file(path, "is no folder of latents: only those can be verified").into());
         }
         Some(path) if path.join("config.toml").is_file() && path.join("metrics.jsonl").is_file() => run_folder(path)?,
-        Some(path) if path != Path::new("builtin") && !path.exists() => {
-            let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
-            return Err(Error::io("read", path, missing).into());
-        }
+        Some(path) if is_study(path) => study(path),
         Some(path) => describe(&network::load(&path.to_string_lossy())?)?,
     };
     lines.iter().for_each(|line| output::result(line));
@@ -102,6 +110,7 @@ fn describe(loaded: &Loaded) -> Result<Vec<String>> {
     let mut lines = vec![
         entry("network", &loaded.name),
         entry("role", format!("{:?}", pipeline.role).to_lowercase()),
+        entry("task", task(&pipeline.model)),
         entry("parameters", format!("{:.2} M", loaded.parameters() as f64 / 1e6)),
         entry("model", model(&pipeline.model)),
         entry("latents", summary(&pipeline.codec)),
@@ -113,17 +122,27 @@ fn describe(loaded: &Loaded) -> Result<Vec<String>> {
     Ok(lines)
 }
 
+/// What a network is for.
+fn task(model: &ModelConfig) -> &'static str {
+    match Task::of(model) {
+        Task::Generate => "draws from prompts alone, with `ladd-fast sample`",
+        Task::Edit => "edits pictures, with `ladd-fast edit`",
+        Task::Inpaint => "fills holes in pictures, with `ladd-fast inpaint`",
+    }
+}
+
 fn model(model: &ModelConfig) -> String {
-    let dual =
-        if model.dual_attention_blocks > 0 { format!(", dual attention in {} blocks", model.dual_attention_blocks) } else { String::new() };
+    let some = |count: usize, text: String| if count > 0 { text } else { String::new() };
+    let dual = some(model.dual_attention_blocks, format!(", dual attention in {}", many(model.dual_attention_blocks, "block")));
+    let conditioning = some(model.conditioning_channels, format!(" and {} that condition", model.conditioning_channels));
     format!(
-        "{} blocks, {} heads of {}, hidden {}, patch {}, {} channels, positional grid {G}x{G}{}{dual}",
-        model.depth,
-        model.heads,
+        "{}, {} of {}, hidden {}, patch {}, {}{conditioning}, positional grid {G}x{G}{}{dual}",
+        many(model.depth, "block"),
+        many(model.heads, "head"),
         model.head_dim,
         model.hidden(),
         model.patch,
-        model.in_channels,
+        many(model.in_channels, "channel"),
         if model.qk_norm { ", QK-RMSNorm" } else { "" },
         G = model.pos_embed_max
     )
@@ -145,19 +164,23 @@ fn latents(path: &Path, verify: bool) -> Result<Vec<String>> {
     manifest.shards.iter().for_each(|shard| *shapes.entry(shard.shape).or_insert(0) += shard.count);
     let shapes: Vec<_> = shapes.iter().map(|([c, h, w], count)| format!("{count} of {c}x{h}x{w}")).collect();
     let verified = if verify { ", all checksums right" } else { "" };
+    let total = settings.total.saturating_sub(manifest.skipped);
     let mut lines = vec![
         entry("latents", path.display()),
         entry(
             "complete",
-            format!("{count} of {} in {} shards, {:.1} MB{verified}", settings.total, manifest.shards.len(), bytes as f64 / 1e6),
+            format!("{count} of {total} in {}, {:.1} MB{verified}", many(manifest.shards.len(), "shard"), bytes as f64 / 1e6),
         ),
         entry("shapes", shapes.join(", ") + if settings.pairs() { "; each an edit and its source" } else { "" }),
         entry("seed", settings.seed),
         entry("prompts", format!("{}, such as {:?}", settings.prompts.len(), settings.prompts.first().map_or("", String::as_str))),
     ];
     lines.extend(origin(&settings.origin));
-    if manifest.skipped > 0 {
-        lines.push(entry("skipped", format!("{} pictures that could not be used", manifest.skipped)));
+    // The list also has what was passed over before any picture was read; held-out pictures have none of their own.
+    let listed = std::fs::read_to_string(path.join(SKIPPED)).map(|list| list.lines().count());
+    let skipped = listed.unwrap_or(manifest.skipped);
+    if skipped > 0 {
+        lines.push(entry("skipped", format!("{} that could not be used", many(skipped, "picture"))));
     }
     lines.push(entry("made by", &manifest.created_by));
     Ok(lines)
@@ -167,7 +190,7 @@ fn latents(path: &Path, verify: bool) -> Result<Vec<String>> {
 fn origin(origin: &Origin) -> Vec<String> {
     match origin {
         Origin::Synthesized(Synthesis { teacher, guidance, sampler, sampler_steps }) => {
-            vec![entry("sampler", format!("{sampler}, {sampler_steps} steps, guidance {guidance}")), entry("teacher", teacher)]
+            vec![entry("sampler", format!("{sampler}, {}, guidance {guidance}", many(*sampler_steps, "step"))), entry("teacher", teacher)]
         }
         Origin::Prepared(Preparation { area, multiple, max_ratio, crop, .. }) => {
             let sizes = format!("up to {area} pixels, sides multiples of {multiple}, ratio up to {max_ratio}, crop {crop}");
@@ -192,12 +215,65 @@ fn run_folder(path: &Path) -> Result<Vec<String>> {
     if let Some((step, folder)) = run.latest_checkpoint()? {
         lines.push(entry("checkpoint", format!("step {step}, {}", folder.display())));
     }
-    let table = run.join("results.md");
-    if let Ok(text) = std::fs::read_to_string(&table) {
-        lines.push(String::new());
-        lines.extend(text.lines().map(str::to_owned));
-    }
+    let state = if is_finished(path) { "finished".to_owned() } else { format!("unfinished; {}", how_to_go_on(path, &records)) };
+    lines.push(entry("state", state));
+    lines.extend(tables(path));
     Ok(lines)
+}
+
+/// The run of a teacher that a distillation makes for its task, with the folder of the latter.
+fn is_part_of(path: &Path) -> Option<&Path> {
+    let whole = path.parent().filter(|whole| whole.join("config.toml").is_file())?;
+    path.ends_with(TEACHER_RUN).then_some(whole)
+}
+
+/// Whether a run has come to its end: its results are there; the run of a task's teacher ends with its network.
+fn is_finished(path: &Path) -> bool {
+    path.join("results.json").is_file() || is_part_of(path).is_some() && path.join("teacher/teacher.safetensors").is_file()
+}
+
+/// The command that goes on with a run.
+fn how_to_go_on(path: &Path, records: &[Record]) -> String {
+    let command = match records {
+        _ if is_part_of(path).is_some() => "distill",
+        records if records.iter().any(|record| matches!(record, Record::Pretrain(_))) => "pretrain",
+        _ => "distill",
+    };
+    let run = is_part_of(path).unwrap_or(path);
+    let run = if run.as_os_str().is_empty() { Path::new(".") } else { run }.display();
+    let or = if records.is_empty() { " (`pretrain` if that began it)" } else { "" };
+    format!("unless it is running now, go on with: ladd-fast {command} --run {run} --resume{or}")
+}
+
+/// The tables of a run or a study, behind an empty line.
+fn tables(path: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(path.join("results.md"));
+    text.map_or(Vec::new(), |text| std::iter::once("").chain(text.lines()).map(str::to_owned).collect())
+}
+
+/// The results of a study so far, if the folder is one's.
+fn study_results(path: &Path) -> Option<StudyResults> {
+    serde_json::from_slice(&std::fs::read(path.join("results.json")).ok()?).ok()
+}
+
+/// Whether a folder is that of a study: its results are there, or, before the first run is done, its networks' runs.
+fn is_study(path: &Path) -> bool {
+    let networks = || std::fs::read_dir(path.join("networks")).into_iter().flatten().flatten();
+    study_results(path).is_some() || networks().any(|network| network.path().join("config.toml").is_file())
+}
+
+fn study(path: &Path) -> Vec<String> {
+    let mut lines = vec![entry("study", path.display())];
+    let results = study_results(path);
+    if let Some(results) = &results {
+        lines.push(entry("title", &results.title));
+        lines.push(entry("runs", format!("{} of {}", results.runs.len(), results.planned)));
+    }
+    let finished = results.is_some_and(|results| results.runs.len() >= results.planned);
+    lines.push(entry("state", if finished { "finished" } else { "unfinished; the `ladd-fast study` command that began it goes on" }));
+    lines.push(entry("parts", "runs/ and networks/ have a run's folder each, which `ladd-fast info` describes"));
+    lines.extend(tables(path));
+    lines
 }
 
 /// A line of a description.

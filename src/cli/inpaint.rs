@@ -20,12 +20,13 @@ Examples:
   ladd-fast inpaint bag.png mask.png --prompt bag --network runs/NAME --steps 1 --no-paste --out filled.png
   ladd-fast inpaint bag.png mask.png --prompt bag --network runs/NAME/teacher-run --steps 50 --guidance 3
 
-The mask is a picture of the same size, white where it is to be drawn anew.")]
+The mask is a picture of the same size, white where it is to be drawn anew; what is
+black or transparent is kept.")]
 pub struct Arguments {
-    /// The picture: PNG or JPEG.
+    /// The picture: PNG, JPEG or WebP.
     #[arg(value_name = "IMAGE")]
     image: PathBuf,
-    /// Its mask: white is drawn anew.
+    /// Its mask: white is drawn anew, black and transparent is kept.
     #[arg(value_name = "MASK")]
     mask: PathBuf,
     /// What the picture shows.
@@ -39,7 +40,7 @@ pub struct Arguments {
 }
 
 pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
-    let (config, loaded, settings) = arguments.drawing.load(globals, Task::Inpaint)?;
+    let (config, loaded, settings) = arguments.drawing.load(globals, Task::Inpaint, &[&arguments.image, &arguments.mask])?;
     let encoders = Encoders::new(&config.encoders, loaded.pipeline(), &loaded.name);
     let source = Source::read(&arguments.image, &encoders)?;
     let mask = read_mask(&arguments.mask, &source.image)?;

@@ -70,8 +70,12 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
-    let outcome = cli.globals.prepare().map_err(Stop::from).and_then(|()| run(&cli));
-    match outcome {
+    conclude(cli.globals.prepare().map_err(Stop::from).and_then(|()| run(&cli)))
+}
+
+/// The exit code of what a command came to; success only if what it had to say was written.
+fn conclude(outcome: Result<(), Stop>) -> ExitCode {
+    match outcome.and_then(|()| common::output::check().map_err(Stop::from)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Stop::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(Stop::Error(error)) => {
@@ -101,8 +105,8 @@ fn run(cli: &Cli) -> Result<(), Stop> {
 /// Prints help and version as they are, and what clap has to say about wrong arguments on one line.
 fn refuse(error: &clap::Error) -> ExitCode {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        let _ = error.print();
-        return ExitCode::SUCCESS;
+        common::output::written(error.print());
+        return conclude(Ok(()));
     }
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let _ = error.print();

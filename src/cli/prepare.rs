@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
+use super::common::output::many;
 use super::common::{Encoders, Globals, Outcome, Stop, flag, interrupt, number, output};
 use crate::config::{Config, PrepareConfig};
 use crate::data::prepare::{EmojiChoice, Found, Picture, Skipped, Source, captions, find, held_out, names, pair_up};
@@ -27,7 +28,8 @@ use writing::{Set, Written};
 pub(super) const HELD_OUT: &str = "held-out";
 /// The captions that are trained on, one a line: prompts for `synthesize`.
 const CAPTIONS: &str = "captions.txt";
-const SKIPPED: &str = "skipped.jsonl";
+/// What could not be used, a line for each picture.
+pub(super) const SKIPPED: &str = "skipped.jsonl";
 const CONTACT_SHEET: &str = "buckets.png";
 
 /// Turn pictures with captions into training latents.
@@ -129,7 +131,7 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
 fn prepare(config: &Config, arguments: &Arguments) -> Outcome {
     let sources = sources(&config.prepare, arguments)?;
     output::note("looking for pictures and captions");
-    let mut found = find(&sources)?;
+    let mut found = find(&sources, &arguments.out)?;
     interrupt::check()?;
     report_damage(&found, arguments.strict)?;
     if config.prepare.pairs {
@@ -141,7 +143,7 @@ fn prepare(config: &Config, arguments: &Arguments) -> Outcome {
     if pictures.is_empty() {
         let (count, first) = (found.skipped.len(), found.skipped.first());
         let (name, reason) = first.map_or(("", ""), |skipped| (skipped.picture.as_str(), skipped.reason.as_str()));
-        return Err(Error::Usage(format!("none of {count} pictures can be used; the first, {name}, {reason}")).into());
+        return Err(Error::Usage(format!("no picture of {count} can be used; the first, {name}, {reason}")).into());
     }
     let (held, trained): (Vec<_>, Vec<_>) = pictures.into_iter().partition(|(_, picture)| picture.held_out);
     let mut target = network::target(config, arguments.teacher.as_deref(), &sources, &trained)?;
@@ -150,9 +152,10 @@ fn prepare(config: &Config, arguments: &Arguments) -> Outcome {
     model.conditioning_channels = if config.prepare.pairs { Task::Edit.conditioning_channels(model.in_channels) } else { 0 };
     let encoders = Encoders::new(&config.encoders, &target.pipeline, arguments.teacher.as_deref().unwrap_or_default());
     let preparation = target.preparation(&config.prepare, found.fingerprint(), encoders.autoencoder_fingerprint()?);
-    let set = |pictures, folder| Set {
+    let set = |pictures, folder, skipped| Set {
         sources: &sources,
         pictures,
+        skipped,
         texts: &texts,
         folder,
         encoders: &encoders,
@@ -161,8 +164,10 @@ fn prepare(config: &Config, arguments: &Arguments) -> Outcome {
         seed: config.seed,
         shard_size: config.prepare.shard_size,
     };
-    let trained = set(trained, arguments.out.clone()).write("pictures")?;
-    let held = if held.is_empty() { Written::default() } else { set(held, arguments.out.join(HELD_OUT)).write("held out")? };
+    let before = found.skipped.len();
+    let trained = set(trained, arguments.out.clone(), before).write("pictures")?;
+    let before = before + trained.skipped.len();
+    let held = if held.is_empty() { Written::default() } else { set(held, arguments.out.join(HELD_OUT), before).write("held out")? };
     let skipped: Vec<&Skipped> = found.skipped.iter().chain(&trained.skipped).chain(&held.skipped).collect();
     write_lists(&arguments.out, &trained, &skipped)?;
     save_png(&draw_contact_sheet(&contact_sheet(&sources, &trained, held.count(), skipped.len())), &arguments.out.join(CONTACT_SHEET))?;
@@ -202,10 +207,10 @@ fn texts(found: &Found, sources: &[Source], config: &PrepareConfig, seed: u64) -
         return Err(Error::file(
             place,
             format!(
-                "has no caption, as have {} of {} pictures: write it beside the picture (.txt, or a line in metadata.jsonl), or choose \
+                "has no caption, as have {} of {}: write it beside the picture (.txt, or a line in metadata.jsonl), or choose \
                  --caption-from filename or --caption-from none",
                 without.count(),
-                found.pictures.len()
+                many(found.pictures.len(), "picture")
             ),
         ));
     }
@@ -265,9 +270,4 @@ fn conclude(folder: &Path, trained: &Written, held: usize, skipped: &[&Skipped],
     }
     output::result(&format!("look at {}", folder.join(CONTACT_SHEET).display()));
     Ok(())
-}
-
-/// A count with its noun.
-fn many(count: usize, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }

@@ -1,5 +1,6 @@
-//! `ladd-fast sample`: images from prompts, one PNG each and a grid of all.
+//! `ladd-fast sample`: images from prompts, one PNG each and a grid of all. No file that is there already is overwritten.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -7,6 +8,7 @@ use image::RgbImage;
 
 use super::common::device::on_device;
 use super::common::draw::{Order, pictures};
+use super::common::output::many;
 use super::common::{Device, Encoders, Globals, Loaded, Loras, Outcome, Painter, Progress, flag, measure, network, number, output};
 use super::tasks;
 use crate::config::{Config, SampleConfig, SamplerChoice};
@@ -28,7 +30,9 @@ Examples:
   ladd-fast sample --network runs/NAME \"ankle boot\" dress
   ladd-fast sample --network runs/NAME --steps 1 --count 8 --seed 7 bag
   ladd-fast sample --network builtin --steps 50 --guidance 3 --negative coat dress
-  ladd-fast sample --network SD3 --lora dpo.safetensors --lora-scale 0.7 \"a lighthouse in a storm\"")]
+  ladd-fast sample --network SD3 --lora dpo.safetensors --lora-scale 0.7 \"a lighthouse in a storm\"
+
+Pictures are numbered on behind those that are there already: nothing is overwritten.")]
 pub struct Arguments {
     /// The prompts.
     #[arg(required = true, value_name = "PROMPT")]
@@ -117,11 +121,12 @@ fn draw<B: Backend>(
     which: &[usize],
 ) -> Outcome<Vec<RgbImage>> {
     let pipeline = loaded.pipeline();
+    let shape = network::latent_shape(pipeline, config.sample.height, config.sample.width)?;
+    create(&arguments.out)?; // before anything slow is done
     let encoders = Encoders::new(&config.encoders, pipeline, &loaded.name);
     let negative = std::slice::from_ref(&arguments.negative);
     encoders.prompts(&[&arguments.prompts, negative].concat())?; // at once: loading the encoders is slow
     let prompts = encoders.prompts(&arguments.prompts)?;
-    let shape = network::latent_shape(pipeline, config.sample.height, config.sample.width)?;
     let model = loaded.model(b)?;
     let params = loaded.params(b)?;
     let mut painter = Painter::new(b, model, &encoders, shape, config.sample.batch.min(which.len()), &arguments.negative)?;
@@ -129,7 +134,7 @@ fn draw<B: Backend>(
     let order = Order { settings, seed: config.seed, first: 0, prompts: &prompts, which, conditioning: None };
     let pixels = painter.pixels(&params, &order, |drawn| progress.set(drawn as u64, String::new))?;
     let images = pictures(&pixels, painter.image_shape()?);
-    progress.finish(&format!("{} images, {}, {}", images.len(), settings.kind.name(), measure::label(settings)));
+    progress.finish(&format!("{}, {}, {}", many(images.len(), "image"), settings.kind.name(), measure::label(settings)));
     Ok(images)
 }
 
@@ -162,12 +167,19 @@ pub(super) fn settings(config: &SampleConfig, pipeline: &Pipeline) -> SampleSett
     }
 }
 
+/// Creates the folder for the images.
+fn create(folder: &Path) -> Result<()> {
+    if folder.exists() && !folder.is_dir() {
+        return Err(Error::Usage(format!("--out {}: is a file: name a folder for the images", folder.display())));
+    }
+    std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))
+}
+
 /// One file per image, numbered after those that are there already, and a grid with a row per prompt.
 fn write(folder: &Path, arguments: &Arguments, images: &[RgbImage], which: &[usize], settings: &SampleSettings, seed: u64) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
-    for (index, (image, prompt)) in images.iter().zip(which).enumerate() {
-        let name = format!("{}-seed{seed}-{:02}.png", file_name(&arguments.prompts[*prompt]), index % arguments.count);
-        save_png(image, &folder.join(name))?;
+    let mut names = Names::new(folder);
+    for (image, prompt) in images.iter().zip(which) {
+        save_png(image, &names.next(&format!("{}-seed{seed}", file_name(&arguments.prompts[*prompt]))))?;
     }
     let rows = arguments.prompts.iter().zip(images.chunks(arguments.count)).flat_map(|(prompt, images)| {
         images.chunks(COLUMNS).enumerate().map(|(line, images)| Row {
@@ -182,10 +194,36 @@ fn write(folder: &Path, arguments: &Arguments, images: &[RgbImage], which: &[usi
         columns: Vec::new(),
         groups: vec![Group { title: String::new(), rows: rows.collect() }],
     };
-    let path = folder.join("grid.png");
+    let plain = folder.join("grid.png");
+    let path = if plain.exists() { names.next("grid") } else { plain };
     save_png(&draw_grid(&grid), &path)?;
-    output::result(&format!("{} images in {}, all together in {}", images.len(), folder.display(), path.display()));
+    output::result(&format!("{} in {}, all together in {}", many(images.len(), "image"), folder.display(), path.display()));
     Ok(())
+}
+
+/// Names that no file in a folder has.
+struct Names<'a> {
+    folder: &'a Path,
+    /// Where to go on, by what a name begins with.
+    next: HashMap<String, usize>,
+}
+
+impl<'a> Names<'a> {
+    fn new(folder: &'a Path) -> Self {
+        Self { folder, next: HashMap::new() }
+    }
+
+    /// `BEGIN-00.png`, or the first number behind it that is free.
+    fn next(&mut self, begin: &str) -> PathBuf {
+        let number = self.next.entry(begin.to_owned()).or_default();
+        loop {
+            let path = self.folder.join(format!("{begin}-{number:02}.png"));
+            *number += 1;
+            if path.symlink_metadata().is_err() {
+                return path;
+            }
+        }
+    }
 }
 
 /// A prompt as a part of a file name.
@@ -193,4 +231,28 @@ fn file_name(prompt: &str) -> String {
     let safe = |c: char| if c.is_alphanumeric() { c } else { '-' };
     let name: String = prompt.chars().take(48).map(safe).collect();
     if name.is_empty() { "empty".to_owned() } else { name }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let touch = |name: &str| std::fs::write(folder.path().join(name), name).unwrap();
+        touch("bag-seed0-00.png");
+        touch("bag-seed0-02.png");
+        let mut names = Names::new(folder.path());
+        let mut next = |begin: &str| {
+            let path = names.next(begin);
+            std::fs::write(&path, "").unwrap();
+            path.file_name().unwrap().to_string_lossy().into_owned()
+        };
+        assert_eq!(
+            [next("bag-seed0"), next("bag-seed0"), next("dress-seed0")],
+            ["bag-seed0-01.png", "bag-seed0-03.png", "dress-seed0-00.png"]
+        );
+        assert_eq!(next("bag-seed0"), "bag-seed0-04.png");
+    }
 }

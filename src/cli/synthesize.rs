@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::common::device::on_device;
+use super::common::output::many;
 use super::common::{Device, Encoders, Globals, Outcome, Stop, flag, latents, number, output, path};
 use super::tasks;
 use crate::data::{Manifest, Share};
@@ -90,6 +91,6 @@ pub(super) fn run(globals: &Globals, arguments: &Arguments) -> Outcome {
     let manifest = Manifest::read(&arguments.out)?;
     let (count, total) = (manifest.count(), config.synthesize.count);
     let all = if count == total { String::new() } else { format!(" of {total}, other processes draw the rest") };
-    output::result(&format!("{count} latents{all} in {}", arguments.out.display()));
+    output::result(&format!("{}{all} in {}", many(count, "latent"), arguments.out.display()));
     Ok(())
 }

@@ -200,7 +200,11 @@ fn quality_panel(title: &str, quality: &[QualityRecord], include: Vec<f64>, valu
         stroke: Stroke::Points,
     });
     let teacher = quality.iter().filter(|q| q.network == "teacher" && q.guidance != 1.0).max_by_key(|q| q.steps);
-    let reference = teacher.map(|q| Reference { name: format!("teacher, {} steps, guided", q.steps), value: value(q), colour: DARK });
+    let reference = teacher.map(|q| Reference {
+        name: format!("teacher, {} step{}, guided", q.steps, if q.steps == 1 { "" } else { "s" }),
+        value: value(q),
+        colour: DARK,
+    });
     Panel {
         title: title.into(),
         across: Across::default(),

@@ -57,6 +57,19 @@ const COLUMN: Ink = Ink::regular(15.0, INK);
 /// Images are enlarged to about this many pixels.
 const CELL: u32 = 96;
 
+/// Labels of rows are wrapped behind this many pixels, and cut after so many lines.
+const LABEL_WIDTH: f32 = 320.0;
+const LABEL_LINES: u32 = 4;
+/// Height of a line of a label.
+const LABEL_LINE: u32 = 20;
+
+/// The lines of a row's label that have room beside images of this height, and its note.
+fn label_of(row: &Row, height: u32) -> (Vec<String>, String) {
+    let note = if row.note.is_empty() { 0 } else { LABEL_LINE };
+    let lines = (height.saturating_sub(note) / LABEL_LINE).clamp(1, LABEL_LINES);
+    (LABEL.wrap(&row.label, LABEL_WIDTH, lines as usize), NOTE.fit(&row.note, LABEL_WIDTH))
+}
+
 /// Draws the grid.
 pub fn draw_grid(grid: &Grid) -> RgbImage {
     let rows = || grid.groups.iter().flat_map(|g| &g.rows);
@@ -65,7 +78,9 @@ pub fn draw_grid(grid: &Grid) -> RgbImage {
     let factor = (CELL / width.max(height)).max(1);
     let (cell_w, cell_h) = (width * factor, height * factor);
 
-    let label_w = rows().map(|r| LABEL.width(&r.label).max(NOTE.width(&r.note))).fold(0.0, f32::max).ceil() as u32;
+    let texts: Vec<_> = rows().map(|row| label_of(row, cell_h)).collect();
+    let widths = texts.iter().flat_map(|(lines, note)| lines.iter().map(|line| LABEL.width(line)).chain([NOTE.width(note)]));
+    let label_w = widths.fold(0.0, f32::max).ceil() as u32;
     let left = MARGIN + label_w + if label_w > 0 { 16 } else { 0 };
     let headings = (left + columns * (cell_w + GUTTER) + MARGIN).max(420);
     let title_w = TITLE.width(&grid.title).max(SUBTITLE.width(&grid.subtitle)).ceil() as u32 + 2 * MARGIN;
@@ -96,19 +111,31 @@ pub fn draw_grid(grid: &Grid) -> RgbImage {
         }
     }
     y = top;
+    let mut texts = texts.into_iter();
     for group in &grid.groups {
         if group.title.is_empty() {
             y += 10;
         } else {
             rule(&mut picture, MARGIN, y + 3, picture_w - MARGIN);
-            HEADER.draw(&mut picture, MARGIN as f32, y as f32 + 21.0, Anchor::Left, &group.title);
+            HEADER.draw(
+                &mut picture,
+                MARGIN as f32,
+                y as f32 + 21.0,
+                Anchor::Left,
+                &HEADER.fit(&group.title, (picture_w - 2 * MARGIN) as f32),
+            );
             y += 40;
         }
         for row in &group.rows {
             let middle = y as f32 + cell_h as f32 / 2.0;
-            let lift = if row.note.is_empty() { 0.0 } else { 10.0 };
-            LABEL.draw(&mut picture, MARGIN as f32, middle - lift, Anchor::Left, &row.label);
-            NOTE.draw(&mut picture, MARGIN as f32, middle + 10.0, Anchor::Left, &row.note);
+            let (lines, note) = texts.next().unwrap_or_default();
+            let lift = if note.is_empty() { 0.0 } else { 10.0 };
+            let half = 0.5 * LABEL_LINE as f32 * lines.len().saturating_sub(1) as f32;
+            for (index, line) in lines.iter().enumerate() {
+                let height = middle - lift - half + (index as u32 * LABEL_LINE) as f32;
+                LABEL.draw(&mut picture, MARGIN as f32, height, Anchor::Left, line);
+            }
+            NOTE.draw(&mut picture, MARGIN as f32, middle + half + 10.0, Anchor::Left, &note);
             for column in 0..columns {
                 let x = left + column * (cell_w + GUTTER);
                 match row.images.get(column as usize) {
@@ -172,6 +199,21 @@ mod tests {
         let picture = draw_grid(&grid(vec![row(vec![image(32, 32, red), image(32, 32, red)])]));
         let painted = picture.pixels().filter(|p| p.0 == red).count();
         assert_eq!(painted, 2 * 96 * 96);
+    }
+
+    #[test]
+    fn long_labels_are_wrapped_and_cut() {
+        let long = "an oil painting of a lighthouse in a storm\n".repeat(42);
+        let row = Row { label: long.clone(), note: long.clone(), images: vec![image(32, 32, [9; 3])] };
+        let (lines, note) = label_of(&row, 96);
+        assert_eq!(lines.len(), 3, "{lines:?}");
+        assert!(lines[2].ends_with('…') && note.ends_with('…') && lines.iter().all(|line| LABEL.width(line) <= LABEL_WIDTH), "{lines:?}");
+        let mut wide = grid(vec![row]);
+        wide.groups[0].title = long.clone();
+        let picture = draw_grid(&wide);
+        assert!(picture.width() < 800, "{}", picture.width());
+        let word = Row { label: "o".repeat(1800), note: String::new(), images: vec![image(32, 32, [9; 3])] };
+        assert!(draw_grid(&grid(vec![word])).width() < 800);
     }
 
     #[test]

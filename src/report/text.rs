@@ -46,6 +46,11 @@ fn font(weight: Weight) -> Option<&'static FontRef<'static>> {
     }
 }
 
+/// `text` with spaces for line ends, tabs and other control characters, which have no glyphs.
+fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 impl Ink {
     /// Regular text.
     pub const fn regular(size: f32, colour: Rgb<u8>) -> Self {
@@ -71,12 +76,19 @@ impl Ink {
         width
     }
 
-    /// `text`, cut with an ellipsis if it is wider than `width`.
+    /// `text` on one line, cut with an ellipsis if it is wider than `width`.
     pub fn fit(&self, text: &str, width: f32) -> String {
-        if self.width(text) <= width {
-            return text.to_owned();
+        let text = one_line(text);
+        if self.width(&text) <= width {
+            return text;
         }
-        let mut cut: Vec<char> = text.chars().collect();
+        // Where no ellipsis would fit any more; then back to where it does.
+        let mut reach = 0.0;
+        let fits = |c: &char| {
+            reach += self.width(c.encode_utf8(&mut [0; 4]));
+            reach <= 2.0 * width // kerning may bring letters nearer
+        };
+        let mut cut: Vec<char> = text.chars().take_while(fits).collect();
         while cut.pop().is_some() {
             let shorter = cut.iter().collect::<String>().trim_end().to_owned() + "…";
             if self.width(&shorter) <= width {
@@ -154,6 +166,9 @@ mod tests {
         let lines = INK.wrap("a very long prompt about a dress in the rain", 90.0, 2);
         assert_eq!(lines.len(), 2);
         assert!(lines.iter().all(|l| INK.width(l) <= 90.0) && lines[1].ends_with('…'), "{lines:?}");
+        let long = "word ".repeat(50_000);
+        assert!(INK.fit(&long, 80.0).ends_with('…'), "and not in a time that grows with the square of the length");
+        assert_eq!(INK.fit("one\nline\tof\u{7}text", 500.0), "one line of text");
     }
 
     #[test]

@@ -92,7 +92,8 @@ fn missing_and_damaged_files_are_named() {
     let (empty, damaged) = (folder.path().to_str().unwrap(), damaged.to_str().unwrap());
     assert!(refuse(&["sample", "--network", "no/such.safetensors", "bag"]).contains("no/such.safetensors"));
     assert!(refuse(&["eval", "--network", damaged]).contains("damaged.safetensors"));
-    assert!(refuse(&["info", "no/such"]).contains("no/such"));
+    assert!(refuse(&["info", "no/such"]).contains("no/such: there is nothing of that name"));
+    assert!(refuse(&["info", "no/such", "--verify"]).contains("no/such: there is nothing of that name"));
     assert!(refuse(&["pretrain", "--images", empty]).contains("get-demo-data"));
     assert!(refuse(&["distill", "--run", empty, "--resume"]).contains("no run folder"));
     assert!(refuse(&["distill", "--run", empty, "--teacher", TEACHER.path()]).contains("exists already"));
@@ -104,7 +105,61 @@ fn info_describes_what_it_is_given() {
     let machine = succeed(&["info", "--threads", "1"]);
     assert!(machine.contains("demo-quick") && machine.contains("threads      1"), "{machine}");
     let network = succeed(&["info", TEACHER.path()]);
-    assert!(network.contains("role         teacher") && network.contains("1 blocks, 2 heads of 8"), "{network}");
+    assert!(network.contains("role         teacher") && network.contains("1 block, 2 heads of 8"), "{network}");
+    assert!(network.contains("task         draws from prompts alone"), "{network}");
+}
+
+/// Prompts that make the same name, and calls that are repeated, number on; what is no folder is noticed before anything is drawn.
+#[test]
+fn no_picture_is_overwritten() {
+    let folder = TempDir::new().unwrap();
+    let sample = |more: &[&str]| {
+        succeed_in(folder.path(), &[&["sample", "--network", TEACHER.path(), "--width", "16", "--height", "16", "--steps"], more].concat())
+    };
+    let long = "a".repeat(48);
+    let arguments = ["1", "bag", "bag", "a b", "a-b", &format!("{long}1"), &format!("{long}2")];
+    let said = sample(&arguments);
+    assert!(said.contains("6 images in samples, all together in samples/grid.png"), "{said}");
+    let names = || {
+        let mut names: Vec<_> =
+            std::fs::read_dir(folder.path().join("samples")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let long = |number: u32| format!("{long}-seed0-{number:02}.png");
+    let first = ["a-b-seed0-00.png", "a-b-seed0-01.png", &long(0), &long(1), "bag-seed0-00.png", "bag-seed0-01.png", "grid.png"];
+    assert_eq!(names(), first);
+    let before = bytes(&folder.path().join("samples"), "bag-seed0-00.png");
+    let said = sample(&["2", "bag"]);
+    assert!(said.contains("1 image in samples, all together in samples/grid-00.png"), "{said}");
+    assert_eq!(names().len(), first.len() + 2);
+    assert_eq!(before, bytes(&folder.path().join("samples"), "bag-seed0-00.png"));
+    assert!(before != bytes(&folder.path().join("samples"), "bag-seed0-02.png"), "another number of steps");
+
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let output = run(&["sample", "--network", TEACHER.path(), "--steps", "1", "--out", file.to_str().unwrap(), "bag"]);
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(message.contains("is a file: name a folder") && !message.contains("sampling"), "{message}");
+}
+
+/// A full disk behind standard output is an error, a reader that went away is none.
+#[cfg(target_os = "linux")]
+#[test]
+fn results_that_cannot_be_written_are_an_error() {
+    use std::process::Stdio;
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    for arguments in [&["info"][..], &["info", TEACHER.path()], &["--help"], &["--version"]] {
+        let output = program(arguments).stdout(full()).output().unwrap();
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
+        assert!(message.starts_with("error: standard output cannot be written") && message.lines().count() == 1, "{message}");
+        let mut child = program(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{arguments:?}: {}", text(&output.stderr));
+    }
 }
 
 #[test]
@@ -203,7 +258,8 @@ fn a_whole_run_leaves_everything_behind() {
 
     assert!(refuse(&distill(name, &[])).contains("exists already"));
     assert!(refuse(&["distill", "--run", name, "--resume", "--steps", "9"]).contains("--steps cannot be combined with --resume"));
-    assert!(succeed(&["info", name]).contains("6 of 6"));
+    let info = succeed(&["info", name]);
+    assert!(info.contains("6 of 6") && info.contains("state        finished\n"), "{info}");
     assert!(succeed(&["info", &format!("{name}/latents")]).contains("24 of 24 in 2 shards"));
 
     let out = folder.path().join("images");
@@ -398,7 +454,9 @@ fn ctrl_c_leaves_a_run_that_can_be_resumed() {
     assert_eq!(output.status.code(), Some(130), "{message}");
     assert!(message.contains("go on with: ladd-fast distill --run"), "{message}");
     assert_eq!(std::fs::read_dir(run.join("checkpoints")).unwrap().count(), 1);
-    assert!(succeed(&["info", name]).contains("checkpoint"));
+    let info = succeed(&["info", name]);
+    let state = format!("state        unfinished; unless it is running now, go on with: ladd-fast distill --run {name} --resume\n");
+    assert!(info.contains("checkpoint") && info.contains(&state), "{info}");
 }
 
 #[test]

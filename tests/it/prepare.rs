@@ -68,6 +68,13 @@ impl Desk {
         succeed(&self.arguments(sources, more).iter().map(String::as_str).collect::<Vec<_>>())
     }
 
+    /// What it says beside its result.
+    pub fn run(&self, sources: &[&str], more: &[&str]) -> String {
+        let output = crate::cli::run(&self.arguments(sources, more).iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(output.status.success());
+        crate::cli::text(&output.stderr)
+    }
+
     pub fn fails(&self, sources: &[&str], more: &[&str]) -> String {
         refuse(&self.arguments(sources, more).iter().map(String::as_str).collect::<Vec<_>>())
     }

@@ -110,6 +110,8 @@ fn a_study_repeats_nothing_and_goes_on_where_it_stopped() {
     let again = bench.go(&["--what", "noise", "--seeds", "2", "--out", &slash]);
     assert!(!again.contains("run 1 of 4"), "{again}");
     assert!(bench.path("out/noise.png").is_file() && !bench.path("out/methods.png").exists());
+    let info = succeed(&["info", bench.path("out").to_str().unwrap()]);
+    assert!(info.contains("runs         4 of 4\nstate        finished\n") && info.contains("FD at 2"), "{info}");
     let one = &first.runs[0];
     assert_eq!((one.latents, one.steps, one.value, one.quality.len()), (16, 4, Some(-1.0), 6), "before, and after 2 and 4 steps");
     assert!(one.flops_per_step > 0 && one.student_parameters == one.teacher_parameters);

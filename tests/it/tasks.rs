@@ -57,6 +57,13 @@ fn run_and_resume(task: &str) -> TempDir {
     let width = if task == "edit" { 32 } else { 33 };
     assert_eq!((&config["in_channels"], &config["out_channels"]), (&width.into(), &16.into()));
     assert!(succeed(&["info", name]).contains("4 of 4"));
+    assert!(succeed(&["info", "run/teacher-run"]).contains("state        finished\n"));
+    let (what, more) = if task == "edit" { ("edits pictures", 16) } else { ("fills holes in pictures", 17) };
+    let network = succeed(&["info", "run/student/student.safetensors"]);
+    assert!(
+        network.contains(&format!("task         {what}")) && network.contains(&format!("16 channels and {more} that condition")),
+        "{network}"
+    );
 
     let student = bytes(&run, "student/student.safetensors");
     for gone in
@@ -64,6 +71,11 @@ fn run_and_resume(task: &str) -> TempDir {
     {
         std::fs::remove_dir_all(run.join(gone)).unwrap();
     }
+    let begun = succeed(&["info", "run/teacher-run"]);
+    assert!(
+        begun.contains("state        unfinished; unless it is running now, go on with: ladd-fast distill --run run --resume\n"),
+        "{begun}"
+    );
     succeed(&["distill", "--run", name, "--resume"]);
     assert!(student == bytes(&run, "student/student.safetensors"), "resumed in the teacher's training, another student");
     for gone in ["student", "checkpoints/step_000004"] {
@@ -111,8 +123,12 @@ fn a_network_that_edits() {
     RgbImage::new(30, 32).save(path("odd.png")).unwrap();
     let bad = |image: &str, network: &str, out: &str| refuse(&["edit", image, "--prompt", "mirror it", "--network", network, "--out", out]);
     assert!(bad(&path("none.png"), &run, &out).contains("cannot read"));
-    assert!(bad(&path("cut.png"), &run, &out).contains("is no picture that can be read"));
-    assert!(bad(&path("odd.png"), &run, &out).contains("no multiple of 8"));
+    assert!(bad(&path("cut.png"), &run, &out).contains("cut.png: cannot be decoded"));
+    let odd = bad(&path("odd.png"), &run, &out);
+    assert!(odd.contains("no multiple of 8") && odd.contains("crop or resize it to multiples of 8"), "{odd}");
+    assert!(bad(&source, &run, &source).contains("source.png would be overwritten"));
+    picture(path("out-before-after.png").as_ref());
+    assert!(bad(&path("out-before-after.png"), &run, &out).contains("out-before-after.png would be overwritten"));
     assert!(
         bad(&source, TEACHER.path(), &out).contains("use `ladd-fast sample`, or train one with `ladd-fast distill --preset demo-edit`")
     );
@@ -151,6 +167,8 @@ fn a_network_that_inpaints() {
     RgbImage::from_pixel(32, 24, Rgb([255; 3])).save(path("small.png")).unwrap();
     let bad = |mask: &str| refuse(&["inpaint", &source, mask, "--network", &run, "--out", &out]);
     assert!(bad(&path("black.png")).contains("nothing to fill"));
+    let over = refuse(&["inpaint", &source, &mask, "--network", &run, "--out", &path("./mask.png")]);
+    assert!(over.contains("mask.png would be overwritten"), "{over}");
     assert!(bad(&path("small.png")).contains("a mask is as large as its picture"));
     assert!(bad(&path("none.png")).contains("cannot read"));
     assert!(refuse(&["edit", &source, "--prompt", "x", "--network", &run]).contains("use `ladd-fast inpaint`"));

@@ -1,16 +1,20 @@
 //! Where words go: results to standard output, everything else to standard error, around the progress bar.
 
-use std::io::{IsTerminal, Write};
-use std::sync::LazyLock;
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{LazyLock, OnceLock};
 
 use indicatif::MultiProgress;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::{Error, Result};
+
 /// The bars of this process; lines are written above them.
 pub static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 static QUIET: AtomicBool = AtomicBool::new(false);
+/// Why the first line of a result that was lost could not be written.
+static LOST: OnceLock<std::io::Error> = OnceLock::new();
 
 /// Sets up logging: warnings and errors; `-v` adds information, `-vv` details; `RUST_LOG` overrides.
 pub fn start(quiet: bool, verbose: u8) {
@@ -43,12 +47,37 @@ pub fn terminal() -> bool {
     std::io::stderr().is_terminal()
 }
 
-/// A line of a result, on standard output. A reader that went away is no error.
+/// A line of a result, on standard output. One that cannot be written is told by [`check`].
 pub fn result(line: &str) {
     BARS.suspend(|| {
         let mut out = std::io::stdout().lock();
-        let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+        written(writeln!(out, "{line}").and_then(|()| out.flush()));
     });
+}
+
+/// Keeps why standard output could not be written. A reader that went away, as `| head` does, is no error.
+pub fn written(outcome: std::io::Result<()>) {
+    if let Some(error) = outcome.err().filter(|error| error.kind() != ErrorKind::BrokenPipe) {
+        let _ = LOST.set(error); // the first says it
+    }
+}
+
+/// Whether all results were written, at the end of a command.
+///
+/// # Errors
+/// When a line was lost.
+pub fn check() -> Result<()> {
+    match LOST.get() {
+        None => Ok(()),
+        Some(error) => Err(Error::Usage(format!(
+            "standard output cannot be written, so that results are missing there ({error}): make room, or name another file"
+        ))),
+    }
+}
+
+/// A count with its noun: `1 picture`, `2 pictures`.
+pub fn many(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 /// A line about what is going on, on standard error.

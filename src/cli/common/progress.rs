@@ -1,13 +1,16 @@
 //! Progress: a bar with rate and remaining time where standard error is a terminal, a plain line every few seconds elsewhere.
 
+use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use super::output;
 
 /// Time between two plain lines.
 const INTERVAL: Duration = Duration::from_secs(5);
+/// The bar, narrow enough for some words behind it on 80 columns.
+const TEMPLATE: &str = "{prefix:<14} {bar:12.cyan/black} {pos:>5}/{len} {rate:>7} {eta:>4} left  {wide_msg}";
 
 /// Progress of one part of a command.
 #[derive(Debug)]
@@ -26,11 +29,8 @@ impl Progress {
     pub fn new(label: &str, total: u64, done: u64) -> Self {
         let bar = (!output::quiet() && output::terminal()).then(|| {
             let bar = output::BARS.add(ProgressBar::new(total).with_position(done));
-            // The template is constant: a wrong one falls back to the default style.
-            if let Ok(style) =
-                ProgressStyle::with_template("{prefix:<14} {bar:26.cyan/black} {pos:>5}/{len} {per_sec:>11} {eta:>4} left  {wide_msg}")
-            {
-                bar.set_style(style.progress_chars("━╸━"));
+            if let Some(style) = style() {
+                bar.set_style(style);
             }
             bar.set_prefix(label.to_owned());
             bar.reset_eta();
@@ -63,7 +63,7 @@ impl Progress {
     fn pace(&self) -> String {
         let rate = (self.done - self.first.min(self.done)) as f64 / self.started.elapsed().as_secs_f64().max(1e-9);
         let left = self.total.saturating_sub(self.done) as f64 / rate.max(1e-9);
-        format!("{rate:.1}/s, {} left", duration(left))
+        format!("{}, {} left", pace(rate), duration(left))
     }
 
     /// Ends the part with one line.
@@ -87,6 +87,19 @@ impl Drop for Progress {
     }
 }
 
+/// How a bar looks. The template is constant: a wrong one would fall back to the default style.
+fn style() -> Option<ProgressStyle> {
+    let rate = |state: &ProgressState, out: &mut dyn Write| {
+        let _ = out.write_str(&pace(state.per_sec()));
+    };
+    Some(ProgressStyle::with_template(TEMPLATE).ok()?.with_key("rate", rate).progress_chars("━╸━"))
+}
+
+/// `66.3/s`.
+fn pace(rate: f64) -> String {
+    format!("{rate:.1}/s")
+}
+
 /// `41 s`, `3 min 20 s`, `2 h 5 min`.
 pub fn duration(seconds: f64) -> String {
     match seconds {
@@ -101,6 +114,71 @@ pub fn duration(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use indicatif::{ProgressDrawTarget, TermLike};
+    use std::io::Result;
+    use std::sync::{Arc, Mutex};
+
+    /// A terminal of 80 columns that keeps what is written.
+    #[derive(Clone, Debug, Default)]
+    struct Screen(Arc<Mutex<String>>);
+
+    impl TermLike for Screen {
+        fn width(&self) -> u16 {
+            80
+        }
+
+        fn move_cursor_up(&self, _: usize) -> Result<()> {
+            Ok(())
+        }
+
+        fn move_cursor_down(&self, _: usize) -> Result<()> {
+            Ok(())
+        }
+
+        fn move_cursor_right(&self, _: usize) -> Result<()> {
+            Ok(())
+        }
+
+        fn move_cursor_left(&self, _: usize) -> Result<()> {
+            Ok(())
+        }
+
+        fn write_line(&self, text: &str) -> Result<()> {
+            self.write_str(text)
+        }
+
+        fn write_str(&self, text: &str) -> Result<()> {
+            self.0.lock().unwrap().push_str(text);
+            Ok(())
+        }
+
+        fn clear_line(&self) -> Result<()> {
+            self.0.lock().unwrap().clear();
+            Ok(())
+        }
+
+        fn flush(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn losses_fit_behind_a_bar() {
+        let screen = Screen::default();
+        let bar = ProgressBar::with_draw_target(Some(300), ProgressDrawTarget::term_like(Box::new(screen.clone())));
+        bar.set_style(style().unwrap());
+        bar.set_prefix("distillation");
+        for position in [71, 153] {
+            std::thread::sleep(Duration::from_millis(7));
+            bar.set_position(position);
+        }
+        bar.set_message("D 1.93  G -0.02");
+        bar.force_draw();
+        let line = screen.0.lock().unwrap().clone();
+        let rate = line.split_whitespace().find_map(|word| word.strip_suffix("/s")).unwrap();
+        assert!(rate.split_once('.').is_some_and(|(_, decimals)| decimals.len() == 1), "{line}");
+        assert!(line.contains("153/300") && line.contains("D 1.93  G -0.02"), "{line}");
+    }
 
     #[test]
     fn durations_read_well() {

@@ -101,7 +101,7 @@ fn fit(
         }
     }
     if blocks.is_empty() {
-        return Err(Error::Usage(format!("none of {} pictures can be used, so that no codec can be fitted to them", chosen.len())));
+        return Err(Error::Usage(format!("no picture of {} can be used, so that no codec can be fitted to them", chosen.len())));
     }
     CodecConfig::fit(block, &blocks, [channels, block, block], whiten)
 }

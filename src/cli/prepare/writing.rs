@@ -25,6 +25,8 @@ pub struct Set<'a> {
     pub sources: &'a [Source],
     /// With their numbers, which `texts` is indexed by.
     pub pictures: Vec<(usize, &'a Picture)>,
+    /// How many were skipped before.
+    pub skipped: usize,
     pub texts: &'a [String],
     pub folder: PathBuf,
     pub encoders: &'a Encoders<'a>,
@@ -40,7 +42,7 @@ pub struct Written {
     /// By width and height.
     pub buckets: BTreeMap<(u32, u32), Bucket>,
     pub skipped: Vec<Skipped>,
-    /// The captions, in the order of the pictures.
+    /// The captions of the pictures in the data set, in their order.
     pub texts: Vec<String>,
 }
 
@@ -73,7 +75,8 @@ impl Set<'_> {
         let (prompts, places) = unique_prompts(&texts);
         let mut writer = ShardWriter::open(&self.folder, self.settings(prompts), self.shard_size)?;
         let (done, shown) = already(&writer)?;
-        let mut written = Written { texts, ..Written::default() };
+        let mut written = Written::default();
+        let mut unused = BTreeSet::new();
         let mut pending = Pending::new();
         // What is in a shard is only looked at again for the contact sheet.
         let wanted = |number: &usize| !done.contains(number) || shown.contains(number);
@@ -90,7 +93,11 @@ impl Set<'_> {
                 self.encode(chunk.iter().zip(&images).map(|(((number, _), _), fitted)| fitted.as_ref().ok().filter(|_| new(number))))?;
             for ((((number, picture), place), fitted), latent) in chunk.iter().zip(images).zip(latents) {
                 match fitted {
-                    Err(reason) => written.skip(self.sources, picture, reason),
+                    Err(_) if !new(number) => {} // its latent is there
+                    Err(reason) => {
+                        unused.insert(*number);
+                        written.skip(self.sources, picture, reason);
+                    }
                     Ok(fitted) => written.show(*number, fitted),
                 }
                 if let Some((latent, shape)) = latent {
@@ -101,13 +108,15 @@ impl Set<'_> {
                     }
                 }
             }
-            progress.set(before + (part * CHUNK + chunk.len()) as u64, || format!("{} skipped", written.skipped.len()));
+            progress.set(before + (part * CHUNK + chunk.len()) as u64, || format!("{} skipped", self.skipped + written.skipped.len()));
         }
         for (shape, waiting) in pending {
             flush(&mut writer, shape, waiting)?;
         }
         self.finish(writer, &mut written)?;
-        progress.finish(&format!("{}, {} skipped", written.count(), written.skipped.len()));
+        let used = self.pictures.iter().zip(texts).filter(|((number, _), _)| !unused.contains(number));
+        written.texts = used.map(|(_, text)| text).collect();
+        progress.finish(&written.count().to_string()); // how many are skipped in all is told at the end
         Ok(written)
     }
 
@@ -127,7 +136,7 @@ impl Set<'_> {
         if writer.written() == 0 {
             let reason = written.skipped.first().map_or("there are none", |skipped| skipped.reason.as_str());
             let first = written.skipped.first().map_or("", |skipped| skipped.picture.as_str());
-            return Err(Error::Usage(format!("none of the {} pictures can be used; the first, {first}, {reason}", self.pictures.len())));
+            return Err(Error::Usage(format!("no picture of {} can be used; the first, {first}, {reason}", self.pictures.len())));
         }
         let manifest = writer.finish_without(written.skipped.len())?;
         for shard in manifest.shards {

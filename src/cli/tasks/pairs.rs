@@ -101,7 +101,10 @@ pub fn make<B: Backend>(b: &B, config: &Config, base: &Loaded, folder: &Path) ->
         progress.set(next as u64, || format!("{found} of {asked} changes of class recognised"));
     }
     writer.finish()?;
-    progress.finish(&format!("{} pairs; {found} of {asked} changes of class recognised, exact ones in place of the rest", edit.pairs));
+    progress.finish(&format!(
+        "{}; {found} of {asked} changes of class recognised, exact ones in place of the rest",
+        output::many(edit.pairs, "pair")
+    ));
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! Pictures in a folder, at any depth: captions beside them (`.txt`, `.json`) or in lists (`metadata.jsonl`, `metadata.csv`).
-//! In the order of their names. Links to folders are not followed. Called by [`super::find`].
+//! In the order of their names. Links to folders are not followed, and what the call itself writes is no source. Called by
+//! [`super::find`].
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -23,8 +24,8 @@ struct File {
     bytes: u64,
 }
 
-pub(super) fn find(folder: &Path, source: usize, found: &mut Found) -> Result<()> {
-    let files = files(folder)?;
+pub(super) fn find(folder: &Path, out: &Path, source: usize, found: &mut Found) -> Result<()> {
+    let files = files(folder, out)?;
     let mut listed = lists(folder, &files, found)?;
     let names: Vec<&str> = files.iter().map(|file| file.name.as_str()).collect();
     let read = |place: usize| read_caption(&files[place].path);
@@ -55,9 +56,18 @@ pub(super) fn find(folder: &Path, source: usize, found: &mut Found) -> Result<()
     Ok(())
 }
 
-fn files(folder: &Path) -> Result<Vec<File>> {
+/// All files but those below `out`.
+fn files(folder: &Path, out: &Path) -> Result<Vec<File>> {
     let mut files = Vec::new();
-    for entry in WalkDir::new(folder).follow_root_links(true).max_depth(DEEPEST).sort_by_file_name() {
+    // Without links; a folder that is not there yet holds nothing.
+    let out = out.canonicalize().ok();
+    let is_out =
+        |path: &Path| out.is_some() && path.file_name() == out.as_deref().and_then(Path::file_name) && path.canonicalize().ok() == out;
+    if out.is_some() && folder.canonicalize().ok() == out {
+        return Err(Error::file(folder, "is the folder of --out too: choose another one for the shards"));
+    }
+    let walk = WalkDir::new(folder).follow_root_links(true).max_depth(DEEPEST).sort_by_file_name().into_iter();
+    for entry in walk.filter_entry(|entry| !(entry.file_type().is_dir() && is_out(entry.path()))) {
         let entry = entry.map_err(|error| Error::file(folder, format!("cannot be read: {error}")))?;
         let Ok(about) = std::fs::metadata(entry.path()) else { continue }; // a link to nothing
         let Some(name) = entry.path().strip_prefix(folder).ok().and_then(|path| label(Path::new(""), path)) else { continue };

@@ -152,16 +152,17 @@ impl Found {
     }
 }
 
-/// Looks for pictures and captions in all sources. Reads archives through, but no picture.
+/// Looks for pictures and captions in all sources, but not in the folder `out`, where they go. Reads archives through, but no
+/// picture.
 ///
 /// # Errors
 /// When a source cannot be read, its list of captions is damaged, or it holds no picture.
-pub fn find(sources: &[Source]) -> Result<Found> {
+pub fn find(sources: &[Source], out: &Path) -> Result<Found> {
     let mut found = Found::default();
     for (number, source) in sources.iter().enumerate() {
         let before = found.pictures.len() + found.skipped.len();
         match source {
-            Source::Folder(path) => folder::find(path, number, &mut found)?,
+            Source::Folder(path) => folder::find(path, out, number, &mut found)?,
             Source::Archive(path) => archive::find(path, number, &mut found)?,
             Source::Emoji(path, choice) => emoji::find(path, choice, number, &mut found)?,
         }

@@ -98,7 +98,7 @@ fn mistakes_are_one_line() {
     assert!(desk.fails(&["in"], &["--set", "prepare.multiple=12"]).contains("multiple of 8"));
     assert!(desk.fails(&["in"], &["--set", "model.in_channels=20"]).contains("16 channels in grey and 48 in colour"));
     assert!(desk.fails(&["in"], &["--set", "data.latent=vae"]).contains("--teacher"));
-    assert!(desk.fails(&["in"], &["--set", "prepare.min_side=100"]).contains("none of 1 pictures can be used"));
+    assert!(desk.fails(&["in"], &["--set", "prepare.min_side=100"]).contains("no picture of 1 can be used"));
     assert!(desk.fails(&[], &[]).contains("SOURCE"));
     desk.write("in/metadata.jsonl", "{\"file_name\": \"a.png\", \"text\": \"a\"}\n{");
     assert!(desk.fails(&["in"], &[]).contains("metadata.jsonl: line 2: is no JSON"));

@@ -3,6 +3,7 @@
 use image::{ImageFormat, Rgb, RgbImage};
 
 use super::{Desk, encoded, near, plain};
+use crate::cli::succeed;
 
 #[test]
 fn captions_come_from_texts_json_and_lists() {
@@ -140,8 +141,30 @@ fn what_cannot_be_used_is_listed_with_its_reason() {
         assert!(reason(name).contains(part), "{name}: {:?}", reason(name));
     }
     assert_eq!(skipped.len(), 9);
+    // One number everywhere, and no caption of a picture that is not there.
+    assert_eq!(std::fs::read_to_string(desk.path("out/captions.txt")).unwrap(), "good\n");
+    let output = desk.run(&["in"], &[]);
+    assert!(output.contains("9 pictures could not be used") && !output.contains(" skipped ("), "{output}");
+    let info = succeed(&["info", &desk.name("out")]);
+    assert!(info.contains("1 of 1 in 1 shard,") && info.contains("9 pictures that could not be used"), "{info}");
     let error = desk.fails(&["in"], &["--strict"]);
     assert!(error.contains("9 pictures could not be used") && error.contains("skipped.jsonl"), "{error}");
+}
+
+#[test]
+fn the_folder_of_the_result_is_no_source() {
+    let desk = Desk::new();
+    for name in ["a", "b"] {
+        desk.write(&format!("{name}.png"), plain((32, 32), [0; 3]));
+        desk.write(&format!("{name}.txt"), name);
+        desk.write(&format!("other/out/{name}.png"), plain((32, 32), [0; 3])); // another folder of that name
+        desk.write(&format!("other/out/{name}.txt"), name);
+    }
+    for more in [&[][..], &[], &["--caption-from", "filename"]] {
+        assert!(desk.prepare(&["."], more).contains("4 pictures in 1 size"), "{more:?}");
+    }
+    let error = desk.fails(&["out"], &[]);
+    assert!(error.contains("is the folder of --out too"), "{error}");
 }
 
 #[test]
