@@ -13,7 +13,7 @@ use crate::data::{Manifest, Origin, Preparation, Synthesis};
 use crate::edit::Task;
 use crate::model::ModelConfig;
 use crate::study::StudyResults;
-use crate::train::{Record, RunFolder};
+use crate::train::{Purpose, Record, RunFolder};
 use crate::{Error, Result};
 
 /// Folder of the teacher's own run, within that of a distillation for a task.
@@ -215,7 +215,7 @@ fn run_folder(path: &Path) -> Result<Vec<String>> {
     if let Some((step, folder)) = run.latest_checkpoint()? {
         lines.push(entry("checkpoint", format!("step {step}, {}", folder.display())));
     }
-    let state = if is_finished(path) { "finished".to_owned() } else { format!("unfinished; {}", how_to_go_on(path, &records)) };
+    let state = if is_finished(path) { "finished".to_owned() } else { format!("unfinished; {}", how_to_go_on(path, &run)?) };
     lines.push(entry("state", state));
     lines.extend(tables(path));
     Ok(lines)
@@ -233,16 +233,12 @@ fn is_finished(path: &Path) -> bool {
 }
 
 /// The command that goes on with a run.
-fn how_to_go_on(path: &Path, records: &[Record]) -> String {
-    let command = match records {
-        _ if is_part_of(path).is_some() => "distill",
-        records if records.iter().any(|record| matches!(record, Record::Pretrain(_))) => "pretrain",
-        _ => "distill",
-    };
-    let run = is_part_of(path).unwrap_or(path);
-    let run = if run.as_os_str().is_empty() { Path::new(".") } else { run }.display();
-    let or = if records.is_empty() { " (`pretrain` if that began it)" } else { "" };
-    format!("unless it is running now, go on with: ladd-fast {command} --run {run} --resume{or}")
+fn how_to_go_on(path: &Path, run: &RunFolder) -> Result<String> {
+    let whole = is_part_of(path);
+    let purpose = if whole.is_some() { None } else { run.purpose()? };
+    let folder = whole.unwrap_or(path);
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    Ok(format!("unless it is running now, go on with: {}", purpose.unwrap_or(Purpose::Distill).resumption(folder)))
 }
 
 /// The tables of a run or a study, behind an empty line.
